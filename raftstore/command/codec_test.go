@@ -1,0 +1,202 @@
+package command
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+
+	"kvmesh/raftstore/kv"
+)
+
+func id(b byte) (v [16]byte) {
+	for i := range v {
+		v[i] = b
+	}
+	return v
+}
+
+// everyKind has each kind of operation and each kind of condition, with every field of it set.
+func everyKind() Batch {
+	return Batch{MeshTime: 1_700_000_000_123, Ops: []Op{
+		{Kind: KindInit, Cluster: id(1), Epoch: id(2), Namespace: id(3), Title: "default", WrappedKey: []byte("wrapped")},
+		{
+			Kind: KindPut, Namespace: id(3), Key: "a/\x00//b\u00fc", WriteID: id(4), Expiry: math.MaxInt64, Size: 5,
+			Metadata: []byte("meta"), Value: []byte("value"),
+			Cond: Cond{Kind: CondRevision, EpochTag: [4]byte{9, 8, 7, 6}, Revision: math.MaxUint64},
+		},
+		{Kind: KindPut, Namespace: id(3), Key: strings.Repeat("k", kv.MaxKeyBytes), Size: kv.MaxValueBytes, Blob: id(5), Cond: Cond{Kind: CondAbsent}},
+		{Kind: KindPut, Namespace: id(3), Key: "empty"},
+		{Kind: KindDelete, Namespace: id(3), Key: "a", Cond: Cond{Kind: CondPresent}},
+		{Kind: KindCreateNamespace, Namespace: id(6), Title: "t", WrappedKey: []byte{1}},
+		{Kind: KindRenameNamespace, Namespace: id(6), Title: "u"},
+		{Kind: KindDeleteNamespace, Namespace: id(6)},
+		{Kind: KindSweep, Limit: math.MaxUint32},
+		{Kind: KindTrim, Revision: math.MaxUint64},
+		{Kind: KindNewEpoch, Epoch: id(7)},
+	}}
+}
+
+func TestRoundTrip(t *testing.T) {
+	for _, b := range []Batch{everyKind(), {Ops: []Op{}}, {MeshTime: -1, Ops: []Op{}}} {
+		enc := Append([]byte("before"), &b)
+		got, err := Decode(enc[len("before"):])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, b) {
+			t.Errorf("got  %+v\nwant %+v", got, b)
+		}
+	}
+}
+
+// TestFormat pins the bytes: logs outlive builds, so a change here needs a new version byte.
+func TestFormat(t *testing.T) {
+	b := Batch{MeshTime: 1000, Ops: []Op{
+		{Kind: KindPut, Namespace: id(3), Key: "k", WriteID: id(4), Expiry: 300, Size: 2, Metadata: []byte("m"), Value: []byte("vv"), Cond: Cond{Kind: CondRevision, EpochTag: [4]byte{1, 2, 3, 4}, Revision: 7}},
+		{Kind: KindDelete, Namespace: id(3), Key: "d"},
+		{Kind: KindSweep, Limit: 5},
+		{Kind: KindNewEpoch, Epoch: id(6)},
+	}}
+	want := "01" + "d00f" + "04" +
+		"02" + strings.Repeat("03", 16) + "016b" + "030102030407" + strings.Repeat("04", 16) + "ac02" + "02" + "016d" + "00" + "027676" +
+		"03" + strings.Repeat("03", 16) + "0164" + "00" +
+		"0705" +
+		"09" + strings.Repeat("06", 16)
+	if got := hex.EncodeToString(Append(nil, &b)); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestSizeIsAnUpperBound(t *testing.T) {
+	b := everyKind()
+	sum := BatchOverhead
+	for i := range b.Ops {
+		one := len(appendOp(nil, &b.Ops[i]))
+		if one > Size(&b.Ops[i]) {
+			t.Errorf("kind %d takes %d bytes, Size says %d", b.Ops[i].Kind, one, Size(&b.Ops[i]))
+		}
+		sum += Size(&b.Ops[i])
+	}
+	if n := len(Append(nil, &b)); n > sum {
+		t.Errorf("the batch takes %d bytes, bound %d", n, sum)
+	}
+}
+
+func TestDecodeAliasesInput(t *testing.T) {
+	b := Batch{Ops: []Op{{Kind: KindPut, Key: "k", Value: []byte("value")}}}
+	enc := Append(nil, &b)
+	got, err := Decode(enc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := got.Ops[0].Value; cap(v) != len(v) {
+		t.Errorf("appending to a decoded value would overwrite its neighbour: len %d cap %d", len(v), cap(v))
+	}
+	enc[len(enc)-1] = 'X'
+	if string(got.Ops[0].Value) != "valuX" {
+		t.Error("the value was copied; the comment of Decode says it aliases")
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	head := func(ops uint64) []byte { return binary.AppendUvarint([]byte{codecVersion, 0}, ops) }
+	one := func(op Op) []byte { return Append(nil, &Batch{Ops: []Op{op}}) }
+	full := everyKind()
+	cases := []struct {
+		name string
+		in   []byte
+		want error
+	}{
+		{"nothing", nil, ErrMalformed},
+		{"version of the future", []byte{codecVersion + 1, 0, 0}, ErrUnknown},
+		{"kind of the future", append(head(1), byte(KindNewEpoch)+1, 0), ErrUnknown},
+		{"kind zero", append(head(1), 0, 0), ErrUnknown},
+		{"condition of the future", one(Op{Kind: KindDelete, Key: "k", Cond: Cond{Kind: 4}}), ErrUnknown},
+		{"more operations than bytes", head(1 << 40), ErrMalformed},
+		{"more operations than a batch has", append(head(kv.MaxBatchOps+1), make([]byte, 3*kv.MaxBatchOps)...), ErrMalformed},
+		{"left over", append(Append(nil, &full), 0), ErrMalformed},
+		{"empty key", one(Op{Kind: KindDelete}), ErrMalformed},
+		{"long key", one(Op{Kind: KindDelete, Key: strings.Repeat("k", kv.MaxKeyBytes+1)}), ErrMalformed},
+		{"long title", one(Op{Kind: KindCreateNamespace, Title: strings.Repeat("t", kv.MaxTitleBytes+1)}), ErrMalformed},
+		{"long metadata", one(Op{Kind: KindPut, Key: "k", Metadata: make([]byte, kv.MaxMetadataBytes+sealOverhead+1)}), ErrMalformed},
+		{"long value", one(Op{Kind: KindPut, Key: "k", Value: make([]byte, kv.MaxInlineValueBytes+sealOverhead+1)}), ErrMalformed},
+		{"negative expiry", one(Op{Kind: KindPut, Key: "k", Expiry: -1}), ErrMalformed},
+		{"large size", one(Op{Kind: KindPut, Key: "k", Size: kv.MaxValueBytes + 1}), ErrMalformed},
+		{"field longer than the input", append(append(append(head(1), byte(KindCreateNamespace)), make([]byte, 16)...), 0xff, 0xff, 0xff, 0xff, 0x0f), ErrMalformed},
+	}
+	for _, c := range cases {
+		if _, err := Decode(c.in); !errors.Is(err, c.want) {
+			t.Errorf("%s: got %v, want %v", c.name, err, c.want)
+		}
+	}
+	enc := Append(nil, &full)
+	for n := range enc {
+		if _, err := Decode(enc[:n]); err == nil {
+			t.Errorf("an entry cut after %d of %d bytes was decoded", n, len(enc))
+		}
+	}
+}
+
+// TestValidateAgreesWithDecode: what Validate accepts can be read back, so that no proposer can poison the log.
+func TestValidateAgreesWithDecode(t *testing.T) {
+	ops := append(everyKind().Ops,
+		Op{Kind: KindPut, Key: "k", Metadata: make([]byte, kv.MaxMetadataBytes+sealOverhead), Value: make([]byte, kv.MaxInlineValueBytes+sealOverhead)},
+		Op{Kind: KindPut, Key: "k", Metadata: make([]byte, kv.MaxMetadataBytes+sealOverhead+1)},
+		Op{Kind: KindPut, Key: "k", Expiry: math.MinInt64},
+		Op{Kind: KindPut, Key: "k", Value: []byte("v"), Blob: id(1)},
+		Op{Kind: KindDelete},
+		Op{Kind: KindDelete, Key: "k", Cond: Cond{Kind: 200}},
+		Op{Kind: 77},
+	)
+	refused := 0
+	for _, op := range ops {
+		_, err := Decode(Append(nil, &Batch{Ops: []Op{op}}))
+		if verr := op.Validate(); verr == nil && err != nil {
+			t.Errorf("kind %d: Validate accepts what Decode refuses: %v", op.Kind, err)
+		} else if verr != nil {
+			refused++
+		}
+	}
+	if refused != 6 {
+		t.Errorf("Validate refused %d operations, want 6", refused)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	full := everyKind()
+	f.Add(Append(nil, &full))
+	for _, op := range full.Ops {
+		f.Add(Append(nil, &Batch{MeshTime: 1, Ops: []Op{op}}))
+	}
+	f.Add(binary.AppendUvarint([]byte{codecVersion, 0}, math.MaxUint64))
+	f.Add([]byte{codecVersion, 0, 1, byte(KindPut)})
+	f.Fuzz(func(t *testing.T, in []byte) {
+		got, err := Decode(in)
+		if err != nil {
+			if !errors.Is(err, ErrUnknown) && !errors.Is(err, ErrMalformed) {
+				t.Fatalf("unclassified error %v", err)
+			}
+			return
+		}
+		bound := BatchOverhead
+		for i := range got.Ops {
+			bound += Size(&got.Ops[i])
+		}
+		enc := Append(nil, &got)
+		if len(enc) > len(in) || len(enc) > bound {
+			t.Fatalf("encoded again: %d bytes, input %d, bound %d", len(enc), len(in), bound)
+		}
+		again, err := Decode(enc)
+		if err != nil || !reflect.DeepEqual(got, again) {
+			t.Fatalf("%v\n%+v\n%+v", err, got, again)
+		}
+		if !bytes.Equal(enc, Append(nil, &again)) {
+			t.Fatal("the encoding is not stable")
+		}
+	})
+}

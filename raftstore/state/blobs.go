@@ -1,0 +1,101 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"kvmesh/raftstore/kv"
+)
+
+// Released is a blob that no key names any more. Its file may go after a grace for readers.
+type Released struct {
+	Namespace kv.NamespaceID
+	Blob      kv.BlobID
+	MeshTime  int64 // when it was released, unix milliseconds
+}
+
+// BlobNamed says whether a key of the namespace names the blob.
+func (s *State) BlobNamed(ns kv.NamespaceID, id kv.BlobID) (bool, error) {
+	v, err := s.acquire()
+	if err != nil {
+		return false, err
+	}
+	defer v.release()
+	return get(v.snap, blobKey(nil, ns, id), func([]byte) error { return nil })
+}
+
+// EachBlob calls fn with every blob that the state names and the plaintext size of its value, until fn returns an error,
+// which it returns. It works on the state as it was at the call, and ends with ErrReplaced when that is replaced meanwhile.
+// fn must not call Replace or Close, which wait for it.
+func (s *State) EachBlob(fn func(ns kv.NamespaceID, id kv.BlobID, size int64) error) error {
+	v, err := s.acquire()
+	if err != nil {
+		return err
+	}
+	defer v.release()
+	return scanSpace(v.snap, spaceBlob, func(k, val []byte) (bool, error) {
+		if v.gen.replaced.Load() {
+			return false, ErrReplaced
+		}
+		var ns kv.NamespaceID
+		var id kv.BlobID
+		if len(k) != spaceBytes+len(ns)+len(id) {
+			return false, fmt.Errorf("%w: blob key of %d bytes", errCorrupt, len(k))
+		}
+		copy(ns[:], k[spaceBytes:])
+		copy(id[:], k[spaceBytes+len(ns):])
+		size, err := decodeNumber(val)
+		if err != nil {
+			return false, err
+		}
+		return true, fn(ns, id, int64(size))
+	})
+}
+
+// Released lists up to max blobs that are no longer named, in no meaningful order. It reads past the published view, so
+// that what ForgetReleased forgot is gone at once: who works the list off comes to its end on an idle state too.
+func (s *State) Released(max int) ([]Released, error) {
+	v, err := s.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer v.release()
+	var out []Released
+	err = scanSpace(v.gen.db, spaceReleased, func(k, val []byte) (bool, error) {
+		if len(out) >= max {
+			return false, nil
+		}
+		var r Released
+		if copy(r.Blob[:], k[spaceBytes:]) != len(r.Blob) {
+			return false, fmt.Errorf("%w: blob key of %d bytes", errCorrupt, len(k))
+		}
+		var err error
+		if r.Namespace, r.MeshTime, err = decodeReleased(val); err != nil {
+			return false, err
+		}
+		out = append(out, r)
+		return true, nil
+	})
+	return out, err
+}
+
+// ForgetReleased drops blobs from the list of Released, once their files are gone. The list is the node's own affair: it
+// is not replicated, and not fsynced, because deleting a file twice does no harm. It takes no turn with Apply, which writes
+// these records without reading them.
+func (s *State) ForgetReleased(rs []Released) (err error) {
+	v, err := s.acquire()
+	if err != nil {
+		return err
+	}
+	defer v.release()
+	b := v.gen.db.NewBatch()
+	defer func() { err = errors.Join(err, b.Close()) }()
+	for _, r := range rs {
+		if err := b.Delete(releasedKey(nil, r.Blob), nil); err != nil {
+			return err
+		}
+	}
+	return b.Commit(pebble.NoSync)
+}

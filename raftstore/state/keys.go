@@ -1,0 +1,288 @@
+package state
+
+import (
+	"fmt"
+
+	"kvmesh/raftstore/command"
+	"kvmesh/raftstore/kv"
+)
+
+type slotKey struct {
+	ns  kv.NamespaceID
+	key string
+}
+
+type blobRef struct {
+	ns kv.NamespaceID
+	id kv.BlobID
+}
+
+// slot is the present state of one key as the writer knows it, the open batch included.
+type slot struct {
+	head
+	exists bool
+	seq    uint64 // of the last operation that changed it
+}
+
+// live says whether the key exists at the given mesh time. A key expires at its expiry second.
+func (s *slot) live(meshTime int64) bool { return s.exists && !expired(s.expiry, meshTime/1000) }
+
+// expired judges an expiry in unix seconds, 0 = never.
+func expired(expiry, now int64) bool { return expiry != 0 && expiry <= now }
+
+// slot returns the state of a key of a live namespace.
+func (t *txn) slot(ns kv.NamespaceID, key string) (*slot, error) {
+	if s, ok := t.w.slots[slotKey{ns, key}]; ok {
+		return s, nil
+	}
+	s := &slot{}
+	t.key = entryKey(t.key[:0], spaceHead, ns, key)
+	var err error
+	s.exists, err = get(t.w.gen.db, t.key, func(val []byte) (err error) {
+		s.head, err = decodeHead(val, nil, false)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	t.w.slots[slotKey{ns, key}] = s
+	return s, nil
+}
+
+// write applies a put or a delete.
+func (t *txn) write(op *command.Op) (r command.OpResult, sl *slot, err error) {
+	n, ok := t.w.spaces[op.Namespace]
+	if !ok {
+		return command.OpResult{Code: kv.CodeNamespaceNotFound}, nil, nil
+	}
+	if sl, err = t.slot(op.Namespace, op.Key); err != nil {
+		return r, nil, err
+	}
+	live := sl.live(t.applied.MeshTime)
+	if !t.holds(op.Cond, sl, live) {
+		r.Code = kv.CodeConditionFailed
+		if live {
+			r.Current = sl.revision
+		}
+		return r, sl, nil
+	}
+	if op.Kind == command.KindDelete {
+		// An expired key is gone already, for everyone. The sweep takes its revision.
+		if live {
+			r.Revision, err = t.remove(op.Namespace, n, op.Key, sl)
+		}
+		return r, sl, err
+	}
+	if taken, err := t.blobTaken(op, sl); taken || err != nil {
+		return command.OpResult{Code: kv.CodeInternal}, sl, err
+	}
+	r.Revision, err = t.put(op, n, sl)
+	return r, sl, err
+}
+
+func (t *txn) holds(c command.Cond, sl *slot, live bool) bool {
+	switch c.Kind {
+	case command.CondAbsent:
+		return !live
+	case command.CondPresent:
+		return live
+	case command.CondRevision:
+		return live && sl.revision == c.Revision && [4]byte(t.applied.Epoch[12:]) == c.EpochTag
+	}
+	return true
+}
+
+func (t *txn) put(op *command.Op, n *namespace, sl *slot) (kv.Revision, error) {
+	rev, err := t.change(changePut, op.Namespace, op.Key)
+	if err != nil {
+		return 0, err
+	}
+	next := head{
+		revision: rev, expiry: op.Expiry, size: op.Size, blob: op.Blob,
+		separate: op.Blob.IsZero() && len(op.Value) > inlineBytes,
+	}
+	if err := t.index(op.Namespace, op.Key, sl.head, next); err != nil {
+		return 0, err
+	}
+	t.key = entryKey(t.key[:0], spaceHead, op.Namespace, op.Key)
+	t.val = appendHead(t.val[:0], &kv.Item{
+		Revision: rev, Expiry: op.Expiry, Size: op.Size, WriteID: op.WriteID,
+		Metadata: op.Metadata, Value: op.Value, Blob: op.Blob,
+	})
+	if err := t.batch.Set(t.key, t.val, nil); err != nil {
+		return 0, err
+	}
+	if next.separate {
+		if err := t.setValue(op); err != nil {
+			return 0, err
+		}
+	}
+	if sl.exists {
+		n.bytes += op.Size - sl.size
+	} else {
+		n.keys++
+		n.bytes += int64(len(op.Key)) + op.Size
+	}
+	t.touch(op.Namespace, n, rev)
+	*sl = slot{head: next, exists: true, seq: t.w.seq}
+	return rev, nil
+}
+
+// setValue writes a v/ record, copying the value once.
+func (t *txn) setValue(op *command.Op) error {
+	d := t.batch.SetDeferred(spaceBytes+len(op.Namespace)+len(op.Key), 1+len(op.Value))
+	entryKey(d.Key[:0], spaceValue, op.Namespace, op.Key)
+	d.Value[0] = recordVersion
+	copy(d.Value[1:], op.Value)
+	return d.Finish()
+}
+
+// remove deletes a key that exists, expired or not.
+func (t *txn) remove(ns kv.NamespaceID, n *namespace, key string, sl *slot) (kv.Revision, error) {
+	rev, err := t.change(changeDelete, ns, key)
+	if err != nil {
+		return 0, err
+	}
+	if err := t.index(ns, key, sl.head, head{}); err != nil {
+		return 0, err
+	}
+	t.key = entryKey(t.key[:0], spaceHead, ns, key)
+	if err := t.batch.Delete(t.key, nil); err != nil {
+		return 0, err
+	}
+	n.keys--
+	n.bytes -= int64(len(key)) + sl.size
+	t.touch(ns, n, rev)
+	*sl = slot{seq: t.w.seq}
+	return rev, nil
+}
+
+// index moves everything that hangs on a key's head from old to next: the expiry index, the separate value (whose new one
+// put writes), and the blob.
+func (t *txn) index(ns kv.NamespaceID, key string, old, next head) error {
+	if old.expiry != next.expiry {
+		if old.expiry != 0 {
+			t.key = expiryKey(t.key[:0], old.expiry, ns, key)
+			if err := t.batch.Delete(t.key, nil); err != nil {
+				return err
+			}
+		}
+		if next.expiry != 0 {
+			t.key = expiryKey(t.key[:0], next.expiry, ns, key)
+			if err := t.batch.Set(t.key, []byte{recordVersion}, nil); err != nil {
+				return err
+			}
+		}
+	}
+	if old.separate && !next.separate {
+		t.key = entryKey(t.key[:0], spaceValue, ns, key)
+		if err := t.batch.Delete(t.key, nil); err != nil {
+			return err
+		}
+	}
+	if old.blob == next.blob {
+		return nil
+	}
+	if !old.blob.IsZero() {
+		if err := t.releaseBlob(ns, old.blob); err != nil {
+			return err
+		}
+	}
+	if !next.blob.IsZero() {
+		return t.nameBlob(ns, next.blob, next.size)
+	}
+	return nil
+}
+
+// nameBlob notes that the state names a blob. One that was released before is wanted again.
+func (t *txn) nameBlob(ns kv.NamespaceID, id kv.BlobID, size int64) error {
+	t.noteBlob(ns, id, true)
+	t.key = blobKey(t.key[:0], ns, id)
+	t.val = appendNumber(t.val[:0], uint64(size))
+	if err := t.batch.Set(t.key, t.val, nil); err != nil {
+		return err
+	}
+	t.key = releasedKey(t.key[:0], id)
+	return t.batch.Delete(t.key, nil)
+}
+
+// releaseBlob notes that the state no longer names a blob, so that its file can go.
+func (t *txn) releaseBlob(ns kv.NamespaceID, id kv.BlobID) error {
+	t.noteBlob(ns, id, false)
+	t.key = blobKey(t.key[:0], ns, id)
+	if err := t.batch.Delete(t.key, nil); err != nil {
+		return err
+	}
+	t.key = releasedKey(t.key[:0], id)
+	t.val = appendReleased(t.val[:0], ns, t.applied.MeshTime)
+	return t.batch.Set(t.key, t.val, nil)
+}
+
+func (t *txn) noteBlob(ns kv.NamespaceID, id kv.BlobID, named bool) {
+	if t.blobs == nil {
+		t.blobs = make(map[blobRef]bool)
+	}
+	t.blobs[blobRef{ns, id}] = named
+}
+
+// blobTaken says whether op's blob is named by another key of the namespace. Blob ids are unique per write, so no honest proposer asks for
+// it; were it allowed, replacing one of the two keys would delete the value of the other.
+func (t *txn) blobTaken(op *command.Op, sl *slot) (bool, error) {
+	if op.Blob.IsZero() || op.Blob == sl.blob {
+		return false, nil
+	}
+	if named, ok := t.blobs[blobRef{op.Namespace, op.Blob}]; ok {
+		return named, nil
+	}
+	t.key = blobKey(t.key[:0], op.Namespace, op.Blob)
+	return get(t.w.gen.db, t.key, func([]byte) error { return nil })
+}
+
+// maxSweep bounds one sweep. Every voter must agree on it, so it never changes without a new kind of command.
+const maxSweep = 4096
+
+// sweep deletes up to limit keys that have expired, in the order of their expiry. Entries that a deleted namespace left in
+// the index count like keys, and take no revision.
+func (t *txn) sweep(limit int) (r command.OpResult, err error) {
+	if limit == 0 || t.applied.MeshTime < 1000 {
+		return r, nil
+	}
+	type due struct {
+		ns  kv.NamespaceID
+		key string
+		x   []byte
+	}
+	var found []due
+	from, to := []byte(spaceExpiry), expiryKey(nil, t.applied.MeshTime/1000+1, kv.NamespaceID{}, "")
+	err = scan(t.batch, from, to, func(k, _ []byte) (bool, error) {
+		_, ns, key, ok := splitExpiryKey(k)
+		if !ok {
+			return false, fmt.Errorf("%w: expiry index key of %d bytes", errCorrupt, len(k))
+		}
+		found = append(found, due{ns, key, append([]byte(nil), k...)})
+		return len(found) < limit, nil
+	})
+	if err != nil {
+		return r, err
+	}
+	for _, d := range found {
+		n, ok := t.w.spaces[d.ns]
+		if !ok {
+			if err := t.batch.Delete(d.x, nil); err != nil {
+				return r, err
+			}
+			continue
+		}
+		sl, err := t.slot(d.ns, d.key)
+		if err != nil {
+			return r, err
+		}
+		if sl.live(t.applied.MeshTime) || !sl.exists {
+			return r, fmt.Errorf("%w: the expiry index and the head of a key disagree", errCorrupt)
+		}
+		if r.Revision, err = t.remove(d.ns, n, d.key, sl); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
