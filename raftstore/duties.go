@@ -1,0 +1,125 @@
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"sort"
+	"time"
+
+	"kvmesh/raftstore/command"
+	"kvmesh/raftstore/kv"
+	"kvmesh/raftstore/state"
+)
+
+const (
+	// sweepKeys is how many expired keys one command deletes: a small step, so that writes are not held up.
+	sweepKeys = 1000
+	// sweepSteps is how many such steps are taken before the other duties have their turn.
+	sweepSteps = 16
+	// sweepIdle is the longest pause between two looks for expired keys. Readers judge expiry by themselves, so a sweep
+	// frees space and tells the feed, and can wait; each look is an entry in the log.
+	sweepIdle = 60
+	// dutyTimeout bounds one round of duties, so that a leader without a quorum does not hold on to a proposal.
+	dutyTimeout = 10 * time.Second
+)
+
+// duties is what a leader does on its own account, and what it remembers of it for one term: the first command of a mesh,
+// expired keys, a change index that has grown too long.
+type duties struct {
+	s *Store
+
+	sweepAt time.Duration // monotonic clock
+	pause   time.Duration // doubles with every sweep that finds nothing
+
+	oldest kv.Revision // the change index reaches back to here
+	looked bool        // whether oldest is known
+}
+
+func newDuties(s *Store) *duties { return &duties{s: s, pause: s.set.duty} }
+
+func (d *duties) perform(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, dutyTimeout)
+	defer cancel()
+	if d.s.state.Applied().Cluster.IsZero() {
+		if d.s.opts.Init == nil {
+			return nil
+		}
+		op, err := d.s.opts.Init()
+		if err != nil {
+			return err
+		}
+		if _, err := d.propose(ctx, op); err != nil {
+			return err
+		}
+	}
+	return errors.Join(d.sweep(ctx), d.trim(ctx))
+}
+
+func (d *duties) propose(ctx context.Context, op command.Op) (command.OpResult, error) {
+	res, err := d.s.Propose(ctx, []command.Op{op})
+	if err != nil {
+		return command.OpResult{}, err
+	}
+	if code := res.Ops[0].Code; code != "" {
+		return res.Ops[0], kv.Errorf(code, "a command of kind %d was refused", op.Kind)
+	}
+	return res.Ops[0], nil
+}
+
+// sweep deletes expired keys, and looks again the later the more often it has found none.
+func (d *duties) sweep(ctx context.Context) error {
+	if d.s.mono() < d.sweepAt {
+		return nil
+	}
+	for range sweepSteps {
+		r, err := d.propose(ctx, command.Op{Kind: command.KindSweep, Limit: sweepKeys})
+		if err != nil {
+			return err
+		}
+		if r.Revision == 0 { // nothing had expired
+			d.pause = min(2*d.pause, sweepIdle*d.s.set.duty)
+			break
+		}
+		d.pause = d.s.set.duty
+	}
+	d.sweepAt = d.s.mono() + d.pause
+	return nil
+}
+
+// trim cuts the change index back to three quarters of its limit when it has passed it.
+func (d *duties) trim(ctx context.Context) error {
+	last, limit := d.s.state.Applied().Revision, d.s.set.changes
+	if last <= limit {
+		return nil
+	}
+	if !d.looked {
+		oldest, err := oldestChange(d.s.state, last)
+		if err != nil {
+			return err
+		}
+		d.oldest, d.looked = oldest, true
+	}
+	if last-d.oldest <= limit {
+		return nil
+	}
+	upTo := last - limit/4*3
+	if _, err := d.propose(ctx, command.Op{Kind: command.KindTrim, Revision: upTo}); err != nil {
+		return err
+	}
+	d.oldest = upTo
+	return nil
+}
+
+// oldestChange is the lowest revision after which the change index has everything up to last. The index is dense, so a
+// binary search finds it.
+func oldestChange(st *state.State, last kv.Revision) (kv.Revision, error) {
+	var failed error
+	n := sort.Search(int(last), func(i int) bool {
+		_, err := st.Changes(kv.Revision(i), 1)
+		if err != nil && !errors.Is(err, state.ErrTrimmed) {
+			failed = err
+		}
+		return err == nil
+	})
+	return kv.Revision(n), failed
+}

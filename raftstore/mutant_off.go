@@ -1,0 +1,17 @@
+//go:build !mutants
+
+package raftstore
+
+// The deliberate faults of the mutation tests (mutant_on.go). As constants they vanish from every other binary.
+const (
+	mutConfirmUnapplied  = false
+	mutConfirmUnverified = false
+	mutConfirmEarlyAcks  = false
+	mutReuseReadIndex    = false
+)
+
+type mutant struct{}
+
+func (*mutant) begun(*round) {}
+
+func (*mutant) running() *round { return nil }

@@ -1,0 +1,285 @@
+package raftstore
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// Log is where Raft keeps its entries, its term and its vote. StoreLogs and the setters return after what they were given
+// is durable; GetLog returns raft.ErrLogNotFound for an entry that is not there.
+type Log interface {
+	raft.LogStore
+	raft.StableStore
+	io.Closer
+}
+
+// LogStore opens the log that belongs to a data directory. It is the seam for decorators (sealing, a watchdog) and for
+// logs in memory.
+type LogStore func(dir string) (Log, error)
+
+// logFile is the log's file within the data directory.
+const logFile = "raft.db"
+
+// BoltLog keeps the log in one bbolt file, every append fsynced. It is the LogStore of production.
+func BoltLog(dir string) (Log, error) {
+	path := filepath.Join(dir, logFile)
+	s, err := raftboltdb.New(raftboltdb.Options{
+		Path: path,
+		BoltOptions: &bbolt.Options{
+			Timeout: time.Second, // for the file lock
+			// With the free list in the file every append gets slower as free pages pile up behind truncations.
+			NoFreelistSync: true,
+			FreelistType:   bbolt.FreelistMapType,
+			// Address space, not memory: remapping a grown file would wait for every reader.
+			InitialMmapSize: 1 << 28,
+		},
+		MsgpackUseNewTimeFormat: true,
+	})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return nil, fmt.Errorf("%s is locked: another process uses this data directory; stop it or choose another directory", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// MemoryLog keeps the log in memory, one for each directory, also across Close: what a crash would leave. For tests in
+// virtual time.
+func MemoryLog() LogStore {
+	var mu sync.Mutex // guards logs
+	logs := make(map[string]Log)
+	return func(dir string) (Log, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if logs[dir] == nil {
+			logs[dir] = memoryLog{raft.NewInmemStore()}
+		}
+		return logs[dir], nil
+	}
+}
+
+type memoryLog struct{ *raft.InmemStore }
+
+func (memoryLog) Close() error { return nil }
+
+// logEvents hears of appends to the log before and after they are durable. Both methods are called on Raft's main
+// goroutine and must not block.
+type logEvents interface {
+	storing(logs []*raft.Log)
+	stored(logs []*raft.Log)
+}
+
+// watchedLog is the log with everything that this package wants to know about it: when an entry began to be written, when
+// it is durable, how many bytes lie in the log, and which entries of the present term never reach the state.
+type watchedLog struct {
+	Log
+	events logEvents
+	meter  *logMeter
+	fatal  func(error)
+	grown  func() // the log has grown; must not block
+
+	mu    sync.Mutex // guards all below
+	term  uint64     // of the newest no-op, with which every leader begins
+	noop  uint64     // its index
+	blank map[uint64]struct{}
+}
+
+func (w *watchedLog) StoreLog(l *raft.Log) error { return w.StoreLogs([]*raft.Log{l}) }
+
+func (w *watchedLog) StoreLogs(logs []*raft.Log) error {
+	w.note(logs)
+	w.events.storing(logs)
+	if err := w.Log.StoreLogs(logs); err != nil {
+		if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+			// After a failed fsync nobody knows what the disk holds, and asking again would lie: the kernel has dropped
+			// the dirty pages. Only a full disk is known to heal.
+			w.fatal(fmt.Errorf("the log cannot be written: %w", err))
+		}
+		return err
+	}
+	w.meter.add(logs)
+	w.events.stored(logs)
+	w.grown()
+	return nil
+}
+
+func (w *watchedLog) DeleteRange(lo, hi uint64) error {
+	err := w.Log.DeleteRange(lo, hi)
+	if err == nil {
+		w.meter.drop(lo, hi)
+	}
+	return err
+}
+
+// note remembers, for the newest term, which entries are no commands. It runs before the entries can commit.
+func (w *watchedLog) note(logs []*raft.Log) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, l := range logs {
+		switch {
+		case l.Type == raft.LogCommand:
+		case l.Type == raft.LogNoop && l.Term > w.term:
+			w.term, w.noop, w.blank = l.Term, l.Index, make(map[uint64]struct{})
+		case l.Term == w.term && w.blank != nil:
+			w.blank[l.Index] = struct{}{} // barriers and configurations: a handful a term
+		}
+	}
+}
+
+// lastCommand returns the last entry at or below index that reaches the state. It knows the entries after the no-op of the
+// given term only: 0 means that none of them is a command, and that everything up to the no-op is enough. It fails when
+// the log has moved on to another term.
+func (w *watchedLog) lastCommand(term, index uint64) (uint64, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if term != w.term {
+		return 0, false
+	}
+	for ; index > w.noop; index-- {
+		if _, blank := w.blank[index]; !blank {
+			return index, true
+		}
+	}
+	return 0, true
+}
+
+// meterChunk is how many entries share one counter of the meter: coarse enough to keep few of them, and fine enough that
+// the largest entries (256 KiB) make it wrong by 8 MiB only.
+const meterChunk = 32
+
+// entryOverhead is about what bbolt and msgpack add to an entry's data.
+const entryOverhead = 96
+
+// logMeter counts the bytes of the log, because every limit of the library counts entries.
+type logMeter struct {
+	mu     sync.Mutex // guards all below
+	chunks map[uint64]int64
+	total  int64
+	last   uint64
+	// Since the last snapshot.
+	sinceBytes   int64
+	sinceEntries uint64
+}
+
+// newLogMeter estimates what log holds from a sample of its entries; snapshot is the index of the newest snapshot.
+func newLogMeter(log raft.LogStore, snapshot uint64) (*logMeter, error) {
+	const sample = 256
+	m := &logMeter{chunks: make(map[uint64]int64)}
+	first, err := log.FirstIndex()
+	if err != nil {
+		return nil, err
+	}
+	last, err := log.LastIndex()
+	if err != nil || last == 0 {
+		return m, err
+	}
+	var bytes, n int64
+	for i := first; i <= last; i += max(1, (last-first)/sample) {
+		var l raft.Log
+		switch err := log.GetLog(i, &l); {
+		case errors.Is(err, raft.ErrLogNotFound): // below an installed checkpoint
+			continue
+		case err != nil:
+			return nil, fmt.Errorf("read entry %d of the log: %w", i, err)
+		}
+		bytes += entryBytes(&l)
+		n++
+	}
+	if n > 0 {
+		for i := first / meterChunk; i <= last/meterChunk; i++ {
+			lo, hi := max(first, i*meterChunk), min(last, i*meterChunk+meterChunk-1)
+			m.chunks[i] = int64(hi-lo+1) * bytes / n
+			m.total += m.chunks[i]
+		}
+		if last > snapshot {
+			m.sinceEntries = last - max(snapshot, first-1)
+			m.sinceBytes = int64(m.sinceEntries) * bytes / n
+		}
+	}
+	m.last = last
+	return m, nil
+}
+
+func entryBytes(l *raft.Log) int64 { return int64(len(l.Data) + len(l.Extensions) + entryOverhead) }
+
+func (m *logMeter) add(logs []*raft.Log) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range logs {
+		n := entryBytes(l)
+		m.chunks[l.Index/meterChunk] += n
+		m.total += n
+		m.sinceBytes += n
+		m.sinceEntries++
+		m.last = max(m.last, l.Index)
+	}
+}
+
+// drop forgets the entries lo..hi, whole chunks exactly and cut ones in proportion.
+func (m *logMeter) drop(lo, hi uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, n := range m.chunks {
+		from, to := max(lo, i*meterChunk), min(hi, i*meterChunk+meterChunk-1)
+		if from > to {
+			continue
+		}
+		gone := n * int64(to-from+1) / meterChunk
+		if m.chunks[i] -= gone; to-from+1 == meterChunk {
+			delete(m.chunks, i)
+		}
+		m.total -= gone
+	}
+	if hi >= m.last && lo > 0 {
+		m.last = min(m.last, lo-1)
+	}
+}
+
+// trailing is how many of the newest entries fit into bytes, at most limit.
+func (m *logMeter) trailing(bytes int64, limit uint64) uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var n uint64
+	for i := m.last / meterChunk; n < limit; i-- {
+		if bytes -= m.chunks[i]; bytes < 0 || m.chunks[i] == 0 {
+			break
+		}
+		n = m.last - i*meterChunk + 1
+		if i == 0 {
+			break
+		}
+	}
+	return min(n, limit)
+}
+
+func (m *logMeter) bytes() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.total
+}
+
+// since is what was logged since the last snapshot.
+func (m *logMeter) since() (bytes int64, entries uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.sinceBytes, m.sinceEntries
+}
+
+// snapshotted says that a snapshot was begun when since returned these values.
+func (m *logMeter) snapshotted(bytes int64, entries uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sinceBytes -= bytes
+	m.sinceEntries -= entries
+}

@@ -1,0 +1,362 @@
+// Package raftstore is the central store: the voters' agreement on one order of writes (hashicorp/raft) around the
+// deterministic state machine of raftstore/state. It says who leads, takes writes on the leader, proves leadership for
+// linearizable reads, and brings voters up to date. It is the only package that knows hashicorp/raft.
+//
+//	Propose → combiner → raft.Raft ⇄ transport → StreamLayer (other voters)
+//	                        │  │
+//	                        │  └→ fsm → state.State → Observe
+//	                        └→ LogCache → watchedLog → Log (bbolt)
+//	Confirm → leadership (rounds) → acks ← transport
+//	compactor → raft.Snapshot → snapshotStore → Witness | Checkpoint | Replace
+//
+// DESIGN.md beside this file says why.
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/hashicorp/raft"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kvmesh/raftstore/command"
+	"kvmesh/raftstore/kv"
+	"kvmesh/raftstore/state"
+)
+
+// Options of Open. Dir, NodeID, Stream and MeshNow are required.
+type Options struct {
+	Dir    string // the data directory of the central store; one process at a time
+	NodeID string // of this node, the same for ever; also its Raft address
+	Stream StreamLayer
+	// Profile says how far apart the voters are; all of them should say the same.
+	Profile Profile
+	// MeshNow is the mesh time in unix milliseconds. The leader stamps it into what it proposes.
+	MeshNow func() int64
+	// Mono is the monotonic clock that Confirmation.At is read from; nil = time since Open.
+	Mono func() time.Duration
+	// Observe is told of every commit; see state.State.Observe. May be nil.
+	Observe func(state.Committed)
+	// Init makes the first command of a mesh. The first leader asks for it when the state is empty; nil = somebody else
+	// proposes it. It must not block.
+	Init func() (command.Op, error)
+	// Fatal is called when this node can neither go on nor heal: a committed entry that it cannot apply, or a log that
+	// cannot be written. It must end the process, and may be called more than once. nil = log it, and stand still.
+	Fatal   func(error)
+	Logger  *slog.Logger          // nil = discard
+	Metrics prometheus.Registerer // nil = none
+	// LogStore opens the log; nil = BoltLog.
+	LogStore LogStore
+	// FS holds the state and the checkpoints; nil = the operating system's.
+	FS vfs.FS
+	// CacheBytes is the state's block cache, 0 = its default.
+	CacheBytes int64
+	// Changes is the length of the change index in revisions: how far back a node that was away can be told exactly what
+	// it missed. 0 = about 1 GiB of them.
+	Changes kv.Revision
+
+	settings *settings // tests replace a profile's
+}
+
+// Store is one voter (or learner). All methods are safe for concurrent use.
+type Store struct {
+	opts Options
+	set  settings
+
+	state    *state.State
+	log      *watchedLog
+	snaps    *snapshotStore
+	fsm      *fsm
+	streams  *streams
+	trans    *transport
+	acks     *acks
+	raft     *raft.Raft
+	combiner *combiner
+	metrics  *metrics
+
+	notify  chan bool // Raft's word on this node's leadership
+	compact chan struct{}
+	leads   atomic.Pointer[leadership] // nil while this node does not lead
+
+	cancel  context.CancelFunc
+	tasks   sync.WaitGroup // the goroutines that end with cancel
+	futures group          // calls into the library that cannot be cancelled
+	dead    chan struct{}  // closed when nobody will be answered any more
+	closing sync.Once
+
+	mu      sync.Mutex    // guards changed
+	changed chan struct{} // closed and replaced when the leader may have changed
+}
+
+// Open opens the directory and starts Raft. It refuses a directory whose parts do not fit together, with the remedy in
+// the message.
+func Open(ctx context.Context, opts Options) (_ *Store, err error) {
+	if opts.Dir == "" || opts.NodeID == "" || opts.Stream == nil || opts.MeshNow == nil {
+		return nil, errors.New("raftstore: Dir, NodeID, Stream and MeshNow are required")
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s := &Store{
+		opts: withDefaults(opts), dead: make(chan struct{}), acks: newAcks(), changed: make(chan struct{}),
+		// A backlog of ten lets Raft go on while the last leadership is still being undone.
+		notify: make(chan bool, 10), compact: make(chan struct{}, 1),
+	}
+	if s.set, err = s.opts.Profile.settings(); err != nil {
+		return nil, err
+	}
+	if opts.settings != nil {
+		s.set = *opts.settings
+	}
+	if opts.Changes > 0 {
+		s.set.changes = opts.Changes
+	}
+	var undo teardown
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo.run())
+		}
+	}()
+	if err := s.openDisk(&undo); err != nil {
+		return nil, err
+	}
+	if err := s.openRaft(&undo); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func withDefaults(o Options) Options {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.LogStore == nil {
+		o.LogStore = BoltLog
+	}
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.Mono == nil {
+		start := time.Now()
+		o.Mono = func() time.Duration { return time.Since(start) }
+	}
+	if o.Observe == nil {
+		o.Observe = func(state.Committed) {}
+	}
+	return o
+}
+
+// teardown undoes what succeeded, last in, first out.
+type teardown []func() error
+
+func (t *teardown) push(fn func() error) { *t = append(*t, fn) }
+
+func (t *teardown) run() error {
+	var err error
+	for i := len(*t) - 1; i >= 0; i-- {
+		err = errors.Join(err, (*t)[i]())
+	}
+	return err
+}
+
+// openDisk opens log, state and snapshots, in the order that lets each finish what a crash interrupted, and checks that
+// they fit together.
+func (s *Store) openDisk(undo *teardown) error {
+	dir, fs := s.opts.Dir, s.opts.FS
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	log, err := s.opts.LogStore(dir)
+	if err != nil {
+		return err
+	}
+	undo.push(log.Close)
+	s.state, err = state.Open(filepath.Join(dir, stateDir), state.Options{
+		Logger: s.opts.Logger, FS: fs, CacheBytes: s.opts.CacheBytes,
+	})
+	if err != nil {
+		return err
+	}
+	undo.push(s.state.Close)
+	s.state.Observe(s.opts.Observe)
+	if s.snaps, err = openSnapshots(fs, dir, log, s.state.Applied()); err != nil {
+		return err
+	}
+	s.snaps.cut, s.snaps.inspect = s.state.Checkpoint, state.Inspect
+	s.snaps.wanted, s.snaps.sent = s.checkpointWanted, s.wakeCompactor
+	at, err := standingOf(log, s.snaps, s.state.Applied())
+	if err != nil {
+		return err
+	}
+	if err := at.check(dir); err != nil {
+		return err
+	}
+	meter, err := newLogMeter(log, at.snapshot)
+	if err != nil {
+		return err
+	}
+	s.combiner = newCombiner(s)
+	s.log = &watchedLog{Log: log, events: s.combiner, meter: meter, fatal: s.fatal, grown: s.wakeCompactor}
+	s.fsm = &fsm{state: s.state, snaps: s.snaps, fatal: s.fatal, log: s.opts.Logger}
+	return nil
+}
+
+func (s *Store) openRaft(undo *teardown) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	undo.push(func() error { cancel(); s.tasks.Wait(); return nil })
+
+	logger := &libraryLogger{log: s.opts.Logger}
+	s.streams = newStreams(ctx, s.opts.Stream, s.opts.NodeID)
+	s.trans = &transport{acks: s.acks, mono: s.opts.Mono, NetworkTransport: raft.NewNetworkTransportWithConfig(
+		&raft.NetworkTransportConfig{
+			Logger: logger, Stream: s.streams, Timeout: s.set.rpc,
+			MaxPool: 3, MaxRPCsInFlight: 1, MsgpackUseNewTimeFormat: true,
+		})}
+	undo.push(s.closeTransport)
+
+	cache, err := raft.NewLogCache(logCacheEntries, s.log)
+	if err != nil {
+		return err
+	}
+	conf := s.set.raftConfig(s.opts.NodeID)
+	conf.Logger, conf.NotifyCh = logger, s.notify
+	s.raft, err = raft.NewRaft(conf, s.fsm, cache, s.log, s.snaps, s.trans)
+	if err != nil {
+		return fmt.Errorf("start raft: %w", err)
+	}
+	undo.push(func() error { return s.raft.Shutdown().Error() })
+	// The filter is called in line with the change and passes nothing on, so nothing can be dropped or block.
+	s.raft.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
+		switch o.Data.(type) {
+		case raft.LeaderObservation, raft.RaftState: // the leader is forgotten before this node stops being it
+			s.leaderMayHaveChanged()
+		}
+		return false
+	}))
+	if s.metrics, err = newMetrics(s.opts.Metrics, s); err != nil {
+		return err
+	}
+	s.tasks.Go(func() { s.combiner.run(ctx) })
+	s.tasks.Go(func() { s.watchLeadership(ctx) })
+	s.tasks.Go(func() { s.runCompactor(ctx) })
+	return nil
+}
+
+func (s *Store) closeTransport() error {
+	s.trans.CloseStreams()
+	err := s.trans.Close() // also closes the StreamLayer
+	s.streams.closeAll()
+	return err
+}
+
+func (s *Store) fatal(err error) {
+	s.opts.Logger.Error("this node cannot go on", "err", err)
+	if s.opts.Fatal != nil {
+		s.opts.Fatal(err)
+	}
+}
+
+// Close stops taking writes, lets those under way finish for a short while, and stops Raft. When the library does not
+// stop before ctx ends, which happens only while its disk hangs, Close leaves its files open and says so: only the end of
+// the process helps then. It does not hand leadership over; see TransferLeadership. A second Close does nothing.
+func (s *Store) Close(ctx context.Context) error {
+	var err error
+	s.closing.Do(func() { err = s.close(ctx) })
+	return err
+}
+
+func (s *Store) close(ctx context.Context) error {
+	s.combiner.close()
+	// Futures resolve by themselves within an election or so: with a result, or because the leader without a quorum steps
+	// down. After Shutdown some never would.
+	grace, cancel := context.WithTimeout(ctx, 2*(s.set.lease+s.set.election))
+	defer cancel()
+	idle := s.futures.close(grace)
+	close(s.dead)
+	s.cancel()
+
+	down := s.raft.Shutdown()
+	// Raft waits for the requests that are under way, and those to a dead voter last until their deadline.
+	err := errors.Join(idle, s.closeTransport(), s.metrics.unregister())
+	stopped := make(chan error, 1)
+	go func() {
+		err := down.Error()
+		s.tasks.Wait()
+		stopped <- err
+	}()
+	select {
+	case serr := <-stopped:
+		return errors.Join(err, serr, s.state.Close(), s.log.Close())
+	case <-ctx.Done():
+		return errors.Join(err, fmt.Errorf("raft has not stopped, its disk may hang: %w", ctx.Err()))
+	}
+}
+
+// State is the state machine, for reading. It is closed by Close.
+func (s *Store) State() *state.State { return s.state }
+
+func (s *Store) mono() time.Duration { return s.opts.Mono() }
+func (s *Store) meshNow() int64      { return s.opts.MeshNow() }
+
+// group runs calls that cannot be cancelled, until it is closed.
+type group struct {
+	mu     sync.Mutex // guards closed, and that nothing starts once it is set
+	closed bool
+	wg     sync.WaitGroup
+}
+
+// run calls fn in a goroutine of its own; false when the group is closed.
+func (g *group) run(fn func()) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.wg.Go(fn)
+	}
+	return !g.closed
+}
+
+// close starts nothing any more and waits for what runs. When ctx ends first it gives up and says so.
+func (g *group) close(ctx context.Context) error {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		g.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return errors.New("raft did not answer what it had been given")
+	}
+}
+
+// await runs a call of the library and waits for its future, or for ctx, after which the call may still succeed.
+func (s *Store) await(ctx context.Context, call func() raft.Future) error {
+	done := make(chan error, 1)
+	if !s.futures.run(func() { done <- call().Error() }) {
+		return errClosed()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.dead:
+		return errClosed()
+	}
+}
