@@ -1,0 +1,51 @@
+package cache
+
+import "kvmesh/raftstore/kv"
+
+// Write is a write of one key that this node has taken and whose result it will store: a fill like any other (I3), with
+// the same late-fill race, because the feed may tell of a later write before the leader's answer arrives.
+type Write struct {
+	c    *Cache
+	ns   kv.NamespaceID
+	key  string
+	reg  *registration
+	sh   *shard
+	sent Mono
+}
+
+// BeginWrite registers the key as in flight. Done or Abandon must follow.
+func (c *Cache) BeginWrite(ns kv.NamespaceID, key string) *Write {
+	v := c.view.Load()
+	hash := v.hasher.Key(ns, key)
+	w := &Write{c: c, ns: ns, key: key, sh: c.shard(hash), sent: c.Now()}
+	w.reg = w.sh.register(hash, v.epoch)
+	return w
+}
+
+// Done stores the result of an acknowledged write, before its client hears of it, and ends the registration. e carries
+// the new state with Epoch and AsOf as the leader gave them; a committed write was current when it committed, so its age
+// counts from the moment it was sent. It fails with CodeOutcomeUnknown when a newer epoch has been adopted meanwhile: the
+// restored history may not hold the write. e is the cache's from then on.
+func (w *Write) Done(e *Entry) error {
+	defer w.Abandon()
+	c := w.c
+	if cmp := e.Epoch.Compare(c.view.Load().epoch); cmp < 0 {
+		return kv.Errorf(kv.CodeOutcomeUnknown, "the mesh began a new epoch while the write was under way; read the key to see whether it is there")
+	} else if cmp > 0 {
+		c.Adopt(e.Epoch, 0)
+	}
+	e.Namespace, e.Key, e.ProvenAt = w.ns, w.key, w.sent
+	if mutProvenAtArrival {
+		e.ProvenAt = c.Now()
+	}
+	c.store(w.reg, e)
+	return nil
+}
+
+// Abandon ends the registration of a write that failed, or whose outcome is unknown.
+func (w *Write) Abandon() {
+	if w.reg != nil {
+		w.sh.unregister(w.reg)
+		w.reg = nil
+	}
+}
