@@ -1,0 +1,181 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"time"
+
+	"kvmesh/cache"
+	"kvmesh/node/wire"
+	"kvmesh/raftstore"
+	"kvmesh/raftstore/blob"
+	"kvmesh/raftstore/kv"
+	"kvmesh/raftstore/state"
+)
+
+// answerer answers from a voter's own state, for this node and for others: fills, listings, probes.
+type answerer struct {
+	store   *raftstore.Store
+	blobs   *blob.Store
+	cache   *cache.Cache // of this node: its watermark follows the state, its F is the state's
+	clock   *meshClock
+	fetcher *blobTransfer // finds blobs that this voter's disk lacks
+}
+
+// applyWait is how long an answer waits for the state to have applied what was asked for; the asker's next tier is the
+// leader, which has it.
+const applyWait = 50 * time.Millisecond
+
+// fill answers a fill from the state. At the tier "store" it is the leader's answer, current after the question arrived;
+// else the state is as current as F says, and one that is too old or too far behind is refused.
+func (a *answerer) fill(ctx context.Context, args *wire.FillArgs) (wire.FillResult, []byte, error) {
+	st := a.store.State()
+	if args.Tier == string(cache.TierStore) {
+		if _, err := a.store.Confirm(ctx); err != nil {
+			return wire.FillResult{}, nil, err
+		}
+		return a.read(ctx, st, args)
+	}
+	// F first, then the state, then the clock: each read later than the one before can only make the age larger. The
+	// state is waited for up to the W that belongs to F: the feed hears of a commit just before readers see it.
+	epoch, w, f, proven := a.cache.Proof()
+	if mutVoterNoW {
+		w = 0
+	}
+	if applied := st.Applied(); applied.Epoch != args.Epoch {
+		return wire.FillResult{Epoch: applied.Epoch}, nil, nil
+	}
+	if age := a.cache.Now() - f; !proven || epoch != args.Epoch || age > time.Duration(args.MaxAgeNs) {
+		return wire.FillResult{}, nil, kv.Errorf(kv.CodeStaleBeyondLimit, "this voter cannot prove its state to be as current as asked for")
+	}
+	wait, cancel := context.WithTimeout(ctx, applyWait)
+	defer cancel()
+	if err := st.WaitRevision(wait, max(args.Least, w)); err != nil {
+		return wire.FillResult{}, nil, kv.Errorf(kv.CodeStaleBeyondLimit,
+			"this voter's state is at revision %d, %d was asked for", st.Applied().Revision, args.Least)
+	}
+	res, body, err := a.read(ctx, st, args)
+	res.AgeNs = int64(max(a.cache.Now()-f, 0))
+	if mutVoterAgeZero {
+		res.AgeNs = 0
+	}
+	return res, body, err
+}
+
+// read makes an answer of the state's item, with age 0.
+func (a *answerer) read(ctx context.Context, st *state.State, args *wire.FillArgs) (wire.FillResult, []byte, error) {
+	item, applied, err := st.Get(args.Namespace, args.Key, false)
+	if err != nil {
+		return wire.FillResult{Epoch: applied.Epoch}, nil, err
+	}
+	res := wire.FillResult{Epoch: applied.Epoch, AsOf: applied.Revision, Absent: item.Absent, Revision: item.Revision}
+	if args.Have && applied.Epoch == args.Epoch && args.HaveAbsent == item.Absent && args.HaveRev == item.Revision {
+		res.NotModified = true
+		return res, nil, nil
+	}
+	res.Expiry, res.Size, res.WriteID, res.Blob, res.Metadata, res.Sealed = item.Expiry, item.Size, item.WriteID, item.Blob, item.Metadata, true
+	switch {
+	case item.Absent:
+		return res, nil, nil
+	case item.Blob.IsZero():
+		res.HasBody = true
+		return res, item.Value, nil
+	case item.Size > kv.MaxCachedValueBytes:
+		return res, nil, nil
+	}
+	body, err := a.blob(ctx, args.Namespace, item.Blob)
+	if err != nil {
+		return res, nil, err
+	}
+	res.HasBody = true
+	return res, body, nil
+}
+
+// blob reads a whole sealed blob of at most a cached value's size: from the own disk, else from another voter's. A blob
+// that the state names is never "not found".
+func (a *answerer) blob(ctx context.Context, ns kv.NamespaceID, id kv.BlobID) ([]byte, error) {
+	r, size, err := a.openBlob(ctx, ns, id, 0)
+	if err != nil {
+		return nil, err
+	}
+	buf := make([]byte, size)
+	_, err = io.ReadFull(r, buf)
+	if cerr := r.Close(); err == nil {
+		err = cerr
+	}
+	return buf, err
+}
+
+// openBlob opens a sealed blob at an offset and tells its whole size.
+func (a *answerer) openBlob(ctx context.Context, ns kv.NamespaceID, id kv.BlobID, offset int64) (io.ReadCloser, int64, error) {
+	f, err := a.blobs.Open(ns, id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return a.fetcher.open(ctx, ns, id, offset)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+		_ = f.Close()
+		return nil, 0, err
+	}
+	return f, f.Size(), nil
+}
+
+// list answers one page from the state, at least as new and as current as asked for.
+func (a *answerer) list(ctx context.Context, args *wire.ListArgs) (*wire.ListPage, error) {
+	st := a.store.State()
+	page := &wire.ListPage{Epoch: st.Applied().Epoch, AgeNs: -1}
+	epoch, w, f, proven := a.cache.Proof() // before the state, as for a fill
+	if args.Strong {
+		if _, err := a.store.Confirm(ctx); err != nil {
+			return nil, err
+		}
+		page.AgeNs = 0
+	} else {
+		if page.Epoch != args.Epoch && !args.Epoch.IsZero() {
+			return page, nil
+		}
+		proven = proven && epoch == page.Epoch
+		if args.MaxAgeNs >= 0 && (!proven || a.cache.Now()-f > time.Duration(args.MaxAgeNs)) {
+			return nil, kv.Errorf(kv.CodeStaleBeyondLimit, "this voter cannot prove its state to be as current as asked for")
+		}
+		wait, cancel := context.WithTimeout(ctx, applyWait)
+		defer cancel()
+		if err := st.WaitRevision(wait, max(args.Least, w)); err != nil {
+			return nil, kv.Errorf(kv.CodeStaleBeyondLimit,
+				"this voter's state is at revision %d, %d was asked for", st.Applied().Revision, args.Least)
+		}
+	}
+	res, err := st.List(state.ListQuery{
+		Namespace: args.Namespace, Prefix: args.Prefix, Delimiter: args.Delimiter, After: args.After,
+		Limit: args.Limit, Values: args.Values, Now: a.clock.Now() / 1000,
+	})
+	if err != nil {
+		return nil, err
+	}
+	page.Epoch, page.AsOf = res.Applied.Epoch, res.Applied.Revision
+	page.Prefixes, page.Next, page.Complete = res.Prefixes, res.Next, res.Complete
+	if !args.Strong && proven {
+		page.AgeNs = int64(max(a.cache.Now()-f, 0))
+	}
+	for _, it := range res.Items {
+		page.Items = append(page.Items, wire.ListItem{
+			Key: it.Key, Revision: it.Item.Revision, Expiry: it.Item.Expiry, Size: it.Item.Size, WriteID: it.Item.WriteID,
+			Metadata: it.Item.Metadata, Value: it.Item.Value, HasValue: it.Item.Value != nil,
+		})
+	}
+	return page, nil
+}
+
+// probe says how current this voter is: the leader after confirming that it leads, others by their own F.
+func (a *answerer) probe(ctx context.Context, args *wire.ProbeArgs) (wire.ProbeResult, error) {
+	if _, self := a.store.Leader(); self {
+		if conf, err := a.store.Confirm(ctx); err == nil {
+			return wire.ProbeResult{Epoch: conf.Epoch, Revision: conf.Revision, MeshTime: a.clock.Told(), Leader: true}, nil
+		}
+	}
+	return proofOf(a.cache, a.clock)
+}

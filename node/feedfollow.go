@@ -1,0 +1,437 @@
+package node
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kvmesh/cache"
+	"kvmesh/node/peer"
+	"kvmesh/node/wire"
+	"kvmesh/raftstore/feed"
+	"kvmesh/raftstore/kv"
+)
+
+// follower keeps the cache at the head of the feed: on a voter from the own ring, on an edge by subscriptions. Two edges
+// of a region are its relays and follow the nearest voter and the leader; the others follow a relay.
+type follower struct {
+	cache   *cache.Cache
+	ring    *feed.Ring // what was applied, for others
+	control *controlState
+	dir     *directory
+	clock   *meshClock
+	dialer  *peer.Dialer
+	rpc     *peer.Client
+	log     *slog.Logger
+	metrics *feedMetrics
+
+	// applying keeps the order of records the same in cache and ring, whichever subscription they come by. It guards
+	// nothing else and is held for memory operations only.
+	applying sync.Mutex
+	upstream atomic.Pointer[upstream] // who feeds this node now, nil = nobody
+	heardTo  atomic.Pointer[heardOf]  // the newest revision heard of by hints and ticks, nil = none
+	hinted   chan struct{}            // something newer than W was heard of
+	before   string                   // who fed this node before; used by run alone
+}
+
+// feedMetrics count what happens to a node's feed.
+type feedMetrics struct {
+	subscriptions    *prometheus.CounterVec
+	failovers, early prometheus.Counter
+	pulled           prometheus.Counter
+}
+
+func newFeedMetrics(reg prometheus.Registerer) *feedMetrics {
+	m := &feedMetrics{
+		subscriptions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kvmesh_feed_subscriptions_total", Help: "Feeds that began, by whether a voter or a relay serves them.",
+		}, []string{"source"}),
+		failovers: prometheus.NewCounter(prometheus.CounterOpts{Name: "kvmesh_feed_failovers_total", Help: "Feeds taken over by another node than before."}),
+		early:     prometheus.NewCounter(prometheus.CounterOpts{Name: "kvmesh_hints_early_total", Help: "Hints of changes that the feed had not told yet."}),
+		pulled:    prometheus.NewCounter(prometheus.CounterOpts{Name: "kvmesh_feed_pulls_total", Help: "Change records pulled while the feed was cut."}),
+	}
+	reg.MustRegister(m.subscriptions, m.failovers, m.early, m.pulled)
+	return m
+}
+
+// upstream is a subscription that works.
+type upstream struct {
+	id    string
+	depth atomic.Int32 // feeds between this node and the store
+	last  atomic.Int64 // when its last frame came, unix nanoseconds
+	home  atomic.Bool  // a relay is there again: leave
+}
+
+const (
+	feedRetryMin = 50 * time.Millisecond
+	feedRetryMax = 2 * time.Second
+	// feedSilence cuts a feed whose server sends nothing: a tick is due every feedTick.
+	feedSilence = 700 * time.Millisecond
+	// feedDial bounds connecting, which takes several round trips.
+	feedDial = 3 * time.Second
+	// maxFeedDepth ends chains of relays that feed each other, which differing ideas of who is a relay could make.
+	maxFeedDepth = 3
+	// pullEvery is how often a node whose feed is cut asks for records.
+	pullEvery = 500 * time.Millisecond
+	// pullTimeout bounds one such question.
+	pullTimeout = 2 * time.Second
+)
+
+// depth is how far this node is from the store, for those that it feeds.
+func (f *follower) depth() (int, bool) {
+	u := f.upstream.Load()
+	if u == nil || time.Since(time.Unix(0, u.last.Load())) > feedSilence {
+		return 0, false
+	}
+	return int(u.depth.Load()), true
+}
+
+// run follows until ctx ends: the best source, else the next one that has not failed since the feed last worked.
+func (f *follower) run(ctx context.Context) {
+	retry := feedRetryMin
+	var failed []string
+	for ctx.Err() == nil {
+		if id := firstOther(f.dir.FeedSources(), failed); id == "" {
+			failed = nil
+		} else {
+			began := time.Now()
+			err := f.follow(ctx, id, true)
+			f.upstream.Store(nil)
+			if ctx.Err() != nil {
+				return
+			}
+			f.log.Info("the feed was cut", "source", id, "error", err)
+			if time.Since(began) > 2*feedSilence { // it had worked
+				retry, failed = feedRetryMin, nil
+			}
+			if !errors.Is(err, errHome) {
+				failed = append(failed, id)
+			}
+		}
+		select {
+		case <-time.After(retry):
+			retry = min(2*retry, feedRetryMax)
+		case <-f.dir.gossip.Changed():
+			retry = feedRetryMin
+		case <-ctx.Done():
+		}
+	}
+}
+
+// firstOther is the first of list that is not among others, "" when all are.
+func firstOther(list, others []string) string {
+	for _, id := range list {
+		if !slices.Contains(others, id) {
+			return id
+		}
+	}
+	return ""
+}
+
+// tailLeader follows the leader beside the nearest voter while this node is a relay: the leader knows of a commit one
+// crossing earlier, and of two records the first one wins.
+func (f *follower) tailLeader(ctx context.Context) {
+	for ctx.Err() == nil {
+		leader, changed := f.dir.Leader()
+		u := f.upstream.Load()
+		if leader != "" && f.dir.IsRelay() && u != nil && u.id != leader {
+			if err := f.follow(ctx, leader, false); err != nil && ctx.Err() == nil {
+				f.log.Debug("the leader's feed was cut", "leader", leader, "error", err)
+			}
+		}
+		select {
+		case <-changed:
+		case <-time.After(feedRetryMax):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// follow subscribes at one node and applies what comes until the stream ends. primary says that this is the feed that
+// counts as this node's upstream.
+func (f *follower) follow(ctx context.Context, id string, primary bool) error {
+	dialCtx, cancel := context.WithTimeout(ctx, feedDial)
+	conn, err := f.dialer.Dial(dialCtx, id, peer.ALPNFeed)
+	cancel()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	defer context.AfterFunc(ctx, conn.Abort)()
+	epoch, w := f.cache.Position()
+	sub, err := peer.Encode(&wire.Subscribe{Epoch: epoch, Revision: w})
+	if err != nil {
+		return err
+	}
+	_ = conn.SetDeadline(time.Now().Add(feedDial))
+	if err := peer.WriteFrame(conn, wire.FeedSubscribe, sub); err != nil {
+		return err
+	}
+	u := &upstream{id: id}
+	var buf []byte
+	for {
+		kind, payload, err := peer.ReadFrame(conn, buf)
+		if err != nil {
+			return err
+		}
+		buf = payload
+		u.last.Store(time.Now().UnixNano())
+		depth, err := f.handle(kind, payload)
+		if err != nil {
+			return err
+		}
+		if depth > 0 && primary { // with every tick
+			switch {
+			case depth > maxFeedDepth:
+				return fmt.Errorf("%d feeds lie between this node and the store", depth)
+			case !f.dir.StillSource(id):
+				return errors.New("another node is this node's source now")
+			case u.home.Load():
+				return errHome
+			}
+			u.depth.Store(int32(depth))
+			if f.upstream.Swap(u) != u {
+				f.began(id, depth)
+			}
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(feedSilence))
+	}
+}
+
+// began counts a subscription that works.
+func (f *follower) began(id string, depth int) {
+	source := "voter"
+	if depth > 1 {
+		source = "relay"
+	}
+	f.metrics.subscriptions.WithLabelValues(source).Inc()
+	if f.before != "" && f.before != id {
+		f.metrics.failovers.Inc()
+	}
+	f.before = id
+}
+
+// handle applies one frame. depth is how far this node is from the store by this feed, 0 when the frame does not say.
+func (f *follower) handle(kind byte, payload []byte) (depth int, err error) {
+	switch kind {
+	case wire.FeedPosition:
+		var p wire.Position
+		if err := peer.Decode(payload, &p); err != nil {
+			return 0, err
+		}
+		return 0, f.begin(p.Epoch, p.Revision)
+	case wire.FeedRecord:
+		rec, err := feed.Decode(payload)
+		if err != nil {
+			return 0, err
+		}
+		return 0, f.apply(rec)
+	case wire.FeedControl:
+		var c wire.Control
+		if err := peer.Decode(payload, &c); err != nil {
+			return 0, err
+		}
+		return 0, f.control.take(c.KV())
+	case wire.FeedTick:
+		var t wire.Tick
+		if err := peer.Decode(payload, &t); err != nil {
+			return 0, err
+		}
+		f.clock.Observe(t.MeshTime)
+		f.dir.heard(t.Leader, t.Voters)
+		f.exists(t.Epoch, t.Revision)
+		return max(t.Depth, 0) + 1, nil
+	}
+	return 0, fmt.Errorf("feed protocol: unexpected frame %d", kind)
+}
+
+// begin takes the position at which a stream starts. A greater epoch is adopted; within the present one it means that
+// whatever lies between W and the position may have changed.
+//
+// A fill may adopt the same epoch, with W = 0, at any moment: so adopting is tried first, and W looked at after it.
+func (f *follower) begin(epoch kv.Epoch, rev kv.Revision) error {
+	f.applying.Lock()
+	defer f.applying.Unlock()
+	if f.cache.Adopt(epoch, rev) {
+		f.ring.Reset(epoch, rev)
+		return nil
+	}
+	switch cur, w := f.cache.Position(); {
+	case epoch != cur:
+		return errors.New("the source is still in a superseded epoch")
+	case rev > w:
+		return f.applyLocked(kv.Record{Epoch: epoch, Prev: w, To: rev, Kind: kv.RecordAll})
+	}
+	return nil
+}
+
+func (f *follower) apply(rec kv.Record) error {
+	f.applying.Lock()
+	defer f.applying.Unlock()
+	return f.applyLocked(rec)
+}
+
+// applyLocked applies a record to the cache and passes it on. The caller holds applying.
+func (f *follower) applyLocked(rec kv.Record) error {
+	if err := f.cache.Apply(rec); err != nil {
+		return err
+	}
+	f.ring.Append(rec)
+	return nil
+}
+
+// runLocal follows the own ring, which the state machine fills, on a voter. applied is told of every record afterwards.
+func (f *follower) runLocal(ctx context.Context, applied func(kv.Record)) {
+	for ctx.Err() == nil {
+		epoch, w := f.cache.Position()
+		ringEpoch, last := f.ring.Position()
+		if ringEpoch.Compare(epoch) > 0 {
+			f.cache.Adopt(ringEpoch, last)
+			continue
+		}
+		records, changed, err := f.ring.After(epoch, w, feedBurst)
+		if errors.Is(err, feed.ErrTooOld) && ringEpoch == epoch && w < last {
+			records = []kv.Record{{Epoch: epoch, Prev: w, To: last, Kind: kv.RecordAll}}
+		}
+		for _, rec := range records {
+			if err := f.cache.Apply(rec); err != nil {
+				f.log.Error("a record of the own state does not fit the cache", "error", err)
+				break
+			}
+			applied(rec)
+		}
+		if len(records) > 0 {
+			continue
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// heard notes a hint of a revision. It must not block.
+func (f *follower) heard(epoch kv.Epoch, rev kv.Revision) {
+	if f.exists(epoch, rev) {
+		f.metrics.early.Inc()
+	}
+}
+
+// exists notes that a revision exists, and reports whether that is news.
+func (f *follower) exists(epoch kv.Epoch, rev kv.Revision) bool {
+	if cur, w := f.cache.Position(); cur != epoch || rev <= w {
+		return false
+	}
+	next := &heardOf{rev, f.cache.Now()}
+	for {
+		old := f.heardTo.Load()
+		if (old != nil && rev <= old.rev && !f.disproved(old)) || f.heardTo.CompareAndSwap(old, next) {
+			break
+		}
+	}
+	select {
+	case f.hinted <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+// heardOf is a revision that somebody spoke of. Gossip can speak of any.
+type heardOf struct {
+	rev kv.Revision
+	at  time.Duration // of the node's own clock
+}
+
+// disproved says that what was heard of does not exist, or is of an epoch that has passed: this node has been proven
+// current after it was heard, so W has reached all that existed then.
+func (f *follower) disproved(h *heardOf) bool {
+	_, _, proof, proven := f.cache.Proof()
+	return proven && h.at < proof
+}
+
+// lag is how many revisions were heard of and not applied yet.
+func (f *follower) lag() float64 {
+	h := f.heardTo.Load()
+	if h == nil || f.disproved(h) {
+		return 0
+	}
+	if _, w := f.cache.Position(); h.rev > w {
+		return float64(h.rev - w)
+	}
+	return 0
+}
+
+// pull asks other nodes for records while the feed is cut, so that W goes on without it: a peer of the region first,
+// then the voters.
+func (f *follower) pull(ctx context.Context) {
+	tick := time.NewTicker(pullEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-f.hinted:
+		case <-ctx.Done():
+			return
+		}
+		if _, connected := f.depth(); connected {
+			continue
+		}
+		for _, id := range f.dir.PullSources() {
+			more, err := f.pullFrom(ctx, id)
+			if err == nil && more {
+				break
+			}
+			if ctx.Err() != nil {
+				return
+			}
+		}
+	}
+}
+
+// pullFrom takes over what one node has, and reports whether that was anything new.
+func (f *follower) pullFrom(ctx context.Context, id string) (more bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, pullTimeout)
+	defer cancel()
+	for {
+		epoch, w := f.cache.Position()
+		reply, err := f.rpc.Call(ctx, id, peer.Call{
+			Method: wire.MethodPull, Args: &wire.PullArgs{Epoch: epoch, Revision: w}, Idempotent: true, MaxReply: maxPull,
+		})
+		if err != nil {
+			return more, err
+		}
+		var res wire.PullResult
+		if err := peer.Decode(reply.Result, &res); err != nil {
+			return more, err
+		}
+		if res.Epoch.Compare(epoch) > 0 {
+			return true, f.begin(res.Epoch, res.Revision)
+		}
+		if res.Epoch != epoch || res.Revision <= w || len(reply.Body) == 0 {
+			return more, nil
+		}
+		for body := reply.Body; len(body) > 0; {
+			if len(body) < 4 || int(binary.BigEndian.Uint32(body)) > len(body)-4 {
+				return more, errors.New("the pulled records are cut off")
+			}
+			n := int(binary.BigEndian.Uint32(body))
+			rec, err := feed.Decode(body[4 : 4+n])
+			if err == nil {
+				err = f.apply(rec)
+			}
+			if err != nil {
+				return more, err
+			}
+			f.metrics.pulled.Inc()
+			body, more = body[4+n:], true
+		}
+	}
+}

@@ -1,0 +1,158 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"kvmesh/raftstore/kv"
+	"kvmesh/raftstore/seal"
+)
+
+// identity is a node's data directory: who the node is, which mesh it belongs to, and the lock that keeps a second
+// process out.
+//
+//	lock       flock'ed while the process runs
+//	node-id    the UUID of the node, made at the first start
+//	cluster    the cluster id, once the node has joined a mesh
+//	key-check  sealed by the mesh key's KEK: a start with another key is refused before it does harm
+//	peers      gossip addresses of the other members, for a start with no seed alive
+//	control    an edge's sealed copy of the control state
+type identity struct {
+	dir     string
+	nodeID  string
+	cluster kv.ClusterID
+	lock    *os.File
+}
+
+const keyCheckText = "kvmesh key check 1"
+
+// openIdentity opens or makes the data directory at dir.
+func openIdentity(dir string, kek *seal.KEK) (*identity, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	id := &identity{dir: dir, lock: lock}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("data directory %s is in use by another kvmesh process; stop that one, or give this one its own --data-dir", dir)
+	}
+	if err := id.load(kek); err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	return id, nil
+}
+
+func (id *identity) load(kek *seal.KEK) error {
+	text, err := id.read("node-id")
+	if errors.Is(err, os.ErrNotExist) {
+		text = uuid.NewString()
+		err = id.write("node-id", []byte(text+"\n"))
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := uuid.Parse(text); err != nil {
+		return fmt.Errorf("%s does not hold a node id (%w); restore it from a copy, or empty the data directory to join as a new node",
+			filepath.Join(id.dir, "node-id"), err)
+	}
+	id.nodeID = text
+
+	switch text, err = id.read("cluster"); {
+	case err == nil:
+		if id.cluster, err = kv.ParseClusterID(text); err != nil {
+			return fmt.Errorf("%s: %w", filepath.Join(id.dir, "cluster"), err)
+		}
+	case !errors.Is(err, os.ErrNotExist):
+		return err
+	}
+	return id.checkKey(kek)
+}
+
+func (id *identity) checkKey(kek *seal.KEK) error {
+	sealed, err := os.ReadFile(filepath.Join(id.dir, "key-check"))
+	if errors.Is(err, os.ErrNotExist) {
+		if sealed, err = kek.Seal("key-check", []byte(keyCheckText)); err != nil {
+			return err
+		}
+		return id.write("key-check", sealed)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := kek.Open("key-check", sealed); err != nil {
+		return fmt.Errorf("the data directory %s was written under another mesh key (%w); start with that key's --mesh-key file, or give this mesh an empty --data-dir",
+			id.dir, err)
+	}
+	return nil
+}
+
+// setCluster remembers the mesh that the node belongs to. Another one than before is an error: the data directory of one
+// mesh never serves in another.
+func (id *identity) setCluster(c kv.ClusterID) error {
+	if id.cluster == c {
+		return nil
+	}
+	if !id.cluster.IsZero() {
+		return fmt.Errorf("the data directory %s belongs to mesh %s, but the nodes found by --join are of mesh %s; correct --join, or give this mesh an empty --data-dir",
+			id.dir, id.cluster, c)
+	}
+	if err := id.write("cluster", []byte(c.String()+"\n")); err != nil {
+		return err
+	}
+	id.cluster = c
+	return nil
+}
+
+func (id *identity) read(name string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(id.dir, name))
+	return strings.TrimSpace(string(b)), err
+}
+
+// write replaces a small file so that a crash leaves the old or the new one.
+func (id *identity) write(name string, data []byte) error {
+	return writeFileSync(filepath.Join(id.dir, name), data)
+}
+
+func writeFileSync(path string, data []byte) error {
+	tmp := path + ".new"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	if cerr := d.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func (id *identity) close() error { return id.lock.Close() }

@@ -1,0 +1,12 @@
+//go:build !mutants
+
+package node
+
+// The deliberate faults of the mutation tests (mutant_on.go). As constants they vanish from every other binary.
+const (
+	mutVoterNoW       = false
+	mutVoterAgeZero   = false
+	mutProofAgeZero   = false
+	mutProofNoW       = false
+	mutProbeAtArrival = false
+)

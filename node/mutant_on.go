@@ -1,0 +1,17 @@
+//go:build mutants
+
+package node
+
+import "os"
+
+// One deliberate fault, chosen by KVMESH_MUTANT in a binary built with the tag "mutants": each breaks one rule of
+// DESIGN.md, and some test must go red (scripts/mutants.sh).
+var (
+	mutVoterNoW       = mutating("voter-no-w")       // a voter's answer does not wait for the W that belongs to its F
+	mutVoterAgeZero   = mutating("voter-age-zero")   // a voter's answer counts as current
+	mutProofAgeZero   = mutating("proof-age-zero")   // a relayed proof counts as the leader's own
+	mutProofNoW       = mutating("proof-no-w")       // a relayed proof says nothing about W
+	mutProbeAtArrival = mutating("probe-at-arrival") // F is when the answer arrived
+)
+
+func mutating(name string) bool { return os.Getenv("KVMESH_MUTANT") == name }

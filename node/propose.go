@@ -1,0 +1,189 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+	"time"
+
+	"kvmesh/node/peer"
+	"kvmesh/node/wire"
+	"kvmesh/raftstore"
+	"kvmesh/raftstore/command"
+	"kvmesh/raftstore/kv"
+	"kvmesh/raftstore/seal"
+)
+
+// maxSealedBlob is the size of the largest value, sealed.
+var maxSealedBlob = seal.SealedSize(kv.MaxValueBytes)
+
+// proposer brings operations to the leader, wherever it is and while it changes.
+type proposer struct {
+	self  string
+	dir   *directory
+	rpc   *peer.Client
+	store *raftstore.Store // nil on edges
+}
+
+const (
+	// proposeTimeout bounds one write over all attempts.
+	proposeTimeout = 10 * time.Second
+	// leaderWait is how long a write waits for a leader while a majority of the voters is alive.
+	leaderWait = 5 * time.Second
+	// leaderPoll is how often a waiting write looks for a leader that nobody announced.
+	leaderPoll = 100 * time.Millisecond
+)
+
+// propose commits ops as one batch. Errors: CodeNoLeader, CodeNoQuorum and CodeOverloaded say that nothing happened;
+// CodeOutcomeUnknown says that the operations may have been, or may still be, carried out.
+func (p *proposer) propose(ctx context.Context, ops []command.Op) (command.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
+	defer cancel()
+	giveUp := time.NewTimer(leaderWait)
+	defer giveUp.Stop()
+	var last error
+	for {
+		leader, changed := p.dir.Leader()
+		if leader == "" {
+			leader = p.anyVoter()
+		}
+		if !p.dir.reachable(leader) { // asking it would take until the connection times out
+			if err := p.noQuorum(); err != nil {
+				return command.Result{}, err
+			}
+		}
+		if leader != "" {
+			res, err := p.try(ctx, leader, ops)
+			if err == nil {
+				return res, nil
+			}
+			if retry := retryable(err); !retry {
+				return res, err
+			}
+			noteNotLeader(p.dir, leader, err)
+			last = err
+			if now, _ := p.dir.Leader(); now != "" && now != leader {
+				if ctx.Err() == nil {
+					continue // whoever was asked knows better
+				}
+			}
+		}
+		if err := p.noQuorum(); err != nil {
+			return command.Result{}, err
+		}
+		select {
+		case <-changed:
+		case <-time.After(leaderPoll):
+		case <-giveUp.C:
+			return command.Result{}, noLeader(last)
+		case <-ctx.Done():
+			return command.Result{}, noLeader(last)
+		}
+	}
+}
+
+// noQuorum is the error when gossip believes that too few voters live for any write; else nil.
+func (p *proposer) noQuorum() error {
+	alive, of, ok := p.dir.QuorumAlive()
+	if ok {
+		return nil
+	}
+	return &kv.Error{
+		Code: kv.CodeNoQuorum, RetryAfter: time.Second,
+		Message: fmt.Sprintf("%d of %d voters are reachable, %d are needed for a write; retry when more are back", alive, of, of/2+1),
+	}
+}
+
+func noLeader(last error) error {
+	msg := "the mesh has no leader just now; retry"
+	if last != nil {
+		msg += ": " + last.Error()
+	}
+	return &kv.Error{Code: kv.CodeNoLeader, RetryAfter: time.Second, Message: msg}
+}
+
+// anyVoter is whom to ask when no leader is known: it will say who leads.
+func (p *proposer) anyVoter() string {
+	if p.store != nil {
+		return "" // the own Raft knows as soon as anybody does
+	}
+	if voters := p.dir.Voters(); len(voters) > 0 {
+		return voters[int(time.Now().UnixNano()/int64(leaderPoll))%len(voters)]
+	}
+	return ""
+}
+
+// try proposes at one node.
+func (p *proposer) try(ctx context.Context, leader string, ops []command.Op) (command.Result, error) {
+	if leader == p.self && p.store != nil {
+		return p.store.Propose(ctx, ops)
+	}
+	reply, err := p.rpc.Call(ctx, leader, peer.Call{
+		Method: wire.MethodPropose, Body: command.Append(nil, &command.Batch{Ops: ops}),
+	})
+	if err != nil {
+		p.dir.doubt(leader, err)
+		if call := new(peer.CallError); errors.As(err, &call) && call.MaybeSent {
+			return command.Result{}, kv.Errorf(kv.CodeOutcomeUnknown,
+				"the connection to the leader broke while the write was under way; read the key to see whether it is there (%v)", err)
+		}
+		return command.Result{}, err
+	}
+	var res wire.ProposeResult
+	if err := peer.Decode(reply.Result, &res); err != nil || len(res.Ops) != len(ops) {
+		return command.Result{}, kv.Errorf(kv.CodeOutcomeUnknown, "the leader's answer could not be read; read the key to see whether the write is there (%v)", err)
+	}
+	out := command.Result{Epoch: res.Epoch, MeshTime: res.MeshTime, Revision: res.Revision}
+	for _, o := range res.Ops {
+		out.Ops = append(out.Ops, command.OpResult{Code: kv.Code(o.Code), Revision: o.Revision, AsOf: o.AsOf, Current: o.Current})
+	}
+	return out, nil
+}
+
+// retryable reports whether err says that nothing happened and another node, or the same one later, may do it.
+func retryable(err error) bool {
+	if call := new(peer.CallError); errors.As(err, &call) {
+		return true // it was not received: try has sorted out the others
+	}
+	e := asKVError(err)
+	if e == nil {
+		return false
+	}
+	return e.Code == kv.CodeNotLeader || e.Code == kv.CodeNoLeader
+}
+
+// servePropose takes another node's operations.
+func (n *Node) servePropose(ctx context.Context, req *peer.Request) (*peer.Response, error) {
+	body, err := io.ReadAll(io.LimitReader(req.Body, maxProposeBody+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > maxProposeBody {
+		return nil, kv.Errorf(kv.CodeInternal, "a proposal has at most %d bytes", maxProposeBody)
+	}
+	batch, err := command.Decode(body)
+	if err != nil {
+		return nil, kv.Errorf(kv.CodeInternal, "the proposal could not be read: %v", err)
+	}
+	res, err := n.store.Propose(ctx, batch.Ops)
+	if err != nil {
+		return nil, err
+	}
+	out := &wire.ProposeResult{Epoch: res.Epoch, MeshTime: res.MeshTime, Revision: res.Revision}
+	for _, o := range res.Ops {
+		out.Ops = append(out.Ops, wire.OpResult{Code: string(o.Code), Revision: o.Revision, AsOf: o.AsOf, Current: o.Current})
+	}
+	return &peer.Response{Result: out}, nil
+}
+
+const maxProposeBody = kv.MaxBatchBytes + 64<<10
+
+// blobDiskError names a full disk by its code.
+func blobDiskError(err error) error {
+	if err != nil && errors.Is(err, syscall.ENOSPC) {
+		return &kv.Error{Code: kv.CodeDiskFull, Message: "a voter's disk is full; free some space", RetryAfter: 5 * time.Second}
+	}
+	return err
+}

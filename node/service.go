@@ -1,0 +1,97 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"kvmesh/cache"
+	"kvmesh/node/api"
+	"kvmesh/raftstore/kv"
+	"kvmesh/raftstore/seal"
+)
+
+// service is what the HTTP surfaces see of a node: the same on voters and edges.
+type service struct {
+	cache    *cache.Cache
+	control  *controlState
+	clock    *meshClock
+	proposer *proposer
+	blobs    *blobTransfer
+	lists    *lister
+	hints    *hinter
+	kek      *seal.KEK
+	dir      *directory
+	status   func(ctx context.Context) (*api.ClusterStatus, error)
+}
+
+var _ api.Service = (*service)(nil)
+
+// Namespace resolves an id or a title.
+func (s *service) Namespace(ctx context.Context, ref string) (kv.Namespace, error) {
+	return s.control.namespace(ctx, ref)
+}
+
+// Namespaces lists all namespaces by title.
+func (s *service) Namespaces(context.Context) ([]kv.Namespace, error) { return s.control.list(), nil }
+
+// MeshTime is the present mesh time.
+func (s *service) MeshTime() time.Time { return s.clock.Settled() }
+
+// Cluster describes the mesh as this node sees it.
+func (s *service) Cluster(ctx context.Context) (*api.ClusterStatus, error) { return s.status(ctx) }
+
+// Get reads one key from the cache, which fills itself.
+func (s *service) Get(ctx context.Context, req api.GetRequest) (*api.Value, error) {
+	rd := cache.Read{
+		Namespace: req.Namespace.ID, Key: req.Key, Limit: req.CacheTTL,
+		Bookmark: req.Consistency.Bookmark, Strong: req.Consistency.Strong,
+	}
+	if req.Consistency.Bounded {
+		rd.Limit, rd.Explicit = min(rd.Limit, req.Consistency.MaxStaleness), true
+	}
+	ans, err := s.cache.Get(ctx, rd)
+	if err != nil {
+		return nil, err
+	}
+	e := ans.Entry
+	v := &api.Value{
+		Absent: e.Absent, Epoch: e.Epoch, Revision: e.Revision, AsOf: ans.AsOf,
+		Tier: api.Tier(ans.Tier), Staleness: ans.Age, StaleReason: ans.Reason,
+	}
+	gone := e.Absent
+	if !gone && e.Expiry > 0 {
+		if gone, err = s.clock.expired(ctx, e.Expiry); err != nil {
+			return nil, err
+		}
+	}
+	if gone {
+		v.Absent, v.Revision = true, 0
+		return v, nil
+	}
+	v.Metadata, v.Expiry, v.Size = e.Metadata, e.Expiry, e.Size
+	if !e.Streamed() {
+		v.Bytes = e.Value
+		return v, nil
+	}
+	v.Open = func(ctx context.Context, offset int64) (io.ReadCloser, error) { return s.openValue(ctx, e, offset) }
+	return v, nil
+}
+
+// openValue streams a value that is too large to be cached, from whichever voter has its blob.
+func (s *service) openValue(ctx context.Context, e *cache.Entry, offset int64) (io.ReadCloser, error) {
+	key, err := s.control.dataKey(e.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	size := seal.SealedSize(e.Size)
+	return key.OpenReader(e.Namespace, e.Key, e.WriteID, size, e.Size, offset, func(off int64) (io.ReadCloser, error) {
+		r, have, err := s.blobs.open(ctx, e.Namespace, e.Blob, off)
+		if err == nil && have != size {
+			_ = r.Close()
+			err = fmt.Errorf("the stored value has %d sealed bytes, %d were expected", have, size)
+		}
+		return r, err
+	})
+}

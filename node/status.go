@@ -1,0 +1,158 @@
+package node
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"kvmesh/node/api"
+	"kvmesh/node/certs"
+	"kvmesh/node/peer"
+	"kvmesh/node/wire"
+	"kvmesh/raftstore/kv"
+)
+
+// statusTimeout bounds the questions to all other nodes of one status page.
+const statusTimeout = 2 * time.Second
+
+// ownStatus is what this node says of itself.
+func (n *Node) ownStatus() *wire.Status {
+	epoch, w, f, proven := n.cache.Proof()
+	stats := n.cache.Stats()
+	st := &wire.Status{
+		ID: n.id.nodeID, Role: n.opts.Role, Region: n.opts.Region, Version: n.opts.Version, Epoch: epoch, W: w,
+		FAgeMs: -1, Entries: stats.Entries + stats.AbsentEntries, Bytes: stats.Bytes,
+		UptimeMs: time.Since(n.started).Milliseconds(), Expect: n.opts.BootstrapExpect,
+	}
+	if proven {
+		st.FAgeMs = (n.cache.Now() - f).Milliseconds()
+	}
+	control, _ := n.control.current()
+	st.Cluster = control.Cluster
+	st.Leader, _ = n.dir.Leader()
+	if n.store != nil {
+		raft := n.store.Status()
+		st.Raft, st.Leader, st.Voters = raft.Raft, raft.Leader, raft.Voters
+		st.Revision = n.store.State().Applied().Revision
+		st.Bootstrapped = len(raft.Voters) > 0
+	}
+	return st
+}
+
+func (n *Node) serveStatus(context.Context, *peer.Request) (*peer.Response, error) {
+	return &peer.Response{Result: n.ownStatus()}, nil
+}
+
+// clusterStatus asks every member how far it is.
+func (n *Node) clusterStatus(ctx context.Context) (*api.ClusterStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	members := n.gossip.Members()
+	rows := make([]api.MemberStatus, len(members))
+	var wg sync.WaitGroup
+	for i, m := range members {
+		row := &rows[i]
+		*row = api.MemberStatus{
+			ID: m.ID, Name: m.Name, Role: m.Role, Region: m.Region, State: string(m.State),
+			HTTP: m.HTTP, Peer: m.Peer, Gossip: m.Gossip, Version: m.Version, RTTMs: -1, FAgeMs: -1,
+		}
+		if rtt, ok := n.gossip.RTT(m.ID); ok {
+			row.RTTMs = float64(rtt.Microseconds()) / 1000
+		}
+		if !m.Self && !m.Reachable() {
+			row.Error = "not reachable"
+			continue
+		}
+		wg.Go(func() {
+			st, err := n.askStatus(ctx, m.ID)
+			if err != nil {
+				row.Error = err.Error()
+				return
+			}
+			row.Raft, row.W, row.FAgeMs = st.Raft, uint64(st.W), st.FAgeMs
+			row.Entries, row.Bytes, row.UptimeMs = st.Entries, st.Bytes, st.UptimeMs
+		})
+	}
+	wg.Wait()
+	own := n.ownStatus()
+	out := &api.ClusterStatus{
+		Cluster: own.Cluster.String(), Epoch: own.Epoch.String(), Revision: max(own.W, own.Revision), Leader: own.Leader,
+		MeshTime: n.clock.Time(), Self: n.id.nodeID, Members: rows,
+	}
+	for _, r := range rows {
+		out.Revision = max(out.Revision, kv.Revision(r.W))
+	}
+	return out, nil
+}
+
+func (n *Node) askStatus(ctx context.Context, id string) (*wire.Status, error) {
+	if id == n.id.nodeID {
+		return n.ownStatus(), nil
+	}
+	reply, err := n.rpc.Call(ctx, id, peer.Call{Method: wire.MethodStatus, Idempotent: true})
+	if err != nil {
+		return nil, err
+	}
+	st := &wire.Status{}
+	return st, peer.Decode(reply.Result, st)
+}
+
+// askControl asks for the control state: the own store, the leader, or any voter.
+func (n *Node) askControl(ctx context.Context, least kv.Control) (kv.Control, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	targets := n.dir.Voters()
+	if leader, _ := n.dir.Leader(); leader != "" {
+		targets = append([]string{leader}, targets...)
+	}
+	args := &wire.ControlArgs{Epoch: least.Epoch, Least: least.Revision}
+	var last error = kv.Errorf(kv.CodeNoLeader, "no voter is known")
+	for _, id := range targets {
+		if id == n.id.nodeID {
+			c, err := n.ownControl(ctx)
+			if err == nil {
+				return c, nil
+			}
+			last = err
+			continue
+		}
+		reply, err := n.rpc.Call(ctx, id, peer.Call{Method: wire.MethodControl, Args: args, Idempotent: true, MaxReply: maxControl})
+		var c wire.Control
+		if err == nil {
+			err = peer.Decode(reply.Body, &c)
+		}
+		if err == nil {
+			return c.KV(), nil
+		}
+		last = err
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return kv.Control{}, last
+}
+
+// maxControl bounds the control state on the wire.
+const maxControl = 64 << 20
+
+// ownControl is the state's control state, current as of now when this node leads.
+func (n *Node) ownControl(ctx context.Context) (kv.Control, error) {
+	if _, self := n.store.Leader(); self {
+		if _, err := n.store.Confirm(ctx); err != nil {
+			return kv.Control{}, err
+		}
+	}
+	return n.store.State().Control(), nil
+}
+
+func (n *Node) serveControl(ctx context.Context, req *peer.Request) (*peer.Response, error) {
+	var c kv.Control
+	var err error
+	if n.opts.Role == certs.RoleEdge {
+		c, _ = n.control.current()
+	} else if c, err = n.ownControl(ctx); err != nil {
+		return nil, err
+	}
+	body, err := peer.Encode(ptr(wire.FromControl(c)))
+	return &peer.Response{Body: body}, err
+}
