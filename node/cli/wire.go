@@ -1,0 +1,204 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+
+	"kvmesh/config"
+	"kvmesh/node"
+	"kvmesh/node/auth"
+	"kvmesh/node/certs"
+	"kvmesh/node/devmesh"
+)
+
+const (
+	// stopTimeout bounds an orderly end; a second signal ends the process at once.
+	stopTimeout = 20 * time.Second
+	// drainTime is how long a node that was told to stop says so on /readyz and serves all the same. Load balancers look
+	// every second or so.
+	drainTime = 2 * time.Second
+	// devReadyTimeout is when `kvmesh dev` gives up.
+	devReadyTimeout = 60 * time.Second
+	// devCacheBytes is the cache of each node of `kvmesh dev`.
+	devCacheBytes = 256 << 20
+)
+
+// Main runs the program with the process's own surroundings.
+func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	go func() { // the first signal ends the work in order, the next one ends the process
+		<-ctx.Done()
+		stop()
+	}()
+	return New(Hooks{Serve: serve, Dev: dev}).Run(ctx, args, IO{In: stdin, Out: stdout, Err: stderr})
+}
+
+// serve runs one node until ctx ends.
+func serve(ctx context.Context, c config.Config, stdio IO) error {
+	opts := node.Options{
+		Role: string(c.Node.Role), Region: c.Node.Region, Name: c.Node.Name, DataDir: c.Node.DataDir,
+		HTTP: c.Listen.HTTP, Peer: c.Listen.Peer, Gossip: c.Listen.Gossip, Admin: c.Listen.Admin,
+		AdvertiseHost: c.Listen.Advertise, Join: c.Mesh.Join, BootstrapExpect: c.Mesh.BootstrapExpect,
+		CacheBytes: int64(c.Cache.Size), WAN: c.Mesh.Profile == config.ProfileWAN, Version: Version(),
+		Logger: newLogger(stdio.Err, c.Log.Level, c.Log.Format), Drain: drainTime,
+	}
+	var warning string
+	var err error
+	if opts.MeshKey, warning, err = certs.ReadMeshKeyFile(c.Mesh.KeyFile); err != nil {
+		return err
+	}
+	if warning != "" {
+		opts.Logger.Warn(warning)
+	}
+	if c.API.TokenFile != "" {
+		if opts.Token, err = auth.LoadToken(c.API.TokenFile); err != nil {
+			return err
+		}
+	}
+	failed := make(chan error, 1)
+	opts.Fatal = func(err error) {
+		select {
+		case failed <- err:
+		default:
+		}
+	}
+	n, err := node.New(opts)
+	if err != nil {
+		return err
+	}
+	err = n.Start()
+	if err == nil {
+		select {
+		case <-ctx.Done():
+			opts.Logger.Info("stopping")
+		case err = <-failed:
+		}
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	return errors.Join(err, n.Stop(stop))
+}
+
+// dev runs a whole mesh until ctx ends.
+func dev(ctx context.Context, o DevOptions, stdio IO) (err error) {
+	dir := o.DataDir
+	if dir == "" {
+		if dir, err = devmesh.TempDir(); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	}
+	key, err := devKey(dir)
+	if err != nil {
+		return err
+	}
+	failed := make(chan error, 1)
+	began := time.Now()
+	mesh, err := devmesh.Start(devmesh.Shape{
+		Regions: o.Regions, Voters: o.Voters, EdgesPerRegion: o.EdgesPerRegion, FirstPort: o.HTTPPort, PortStep: DevPortStep,
+		DataDir: dir, WAN: o.WAN, CacheBytes: devCacheBytes, MeshKey: key, Version: Version(),
+		Logger: newLogger(stdio.Err, o.LogLevel, config.LogText),
+		Fatal: func(err error) {
+			select {
+			case failed <- err:
+			default:
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		defer cancel()
+		err = errors.Join(err, mesh.Stop(stop))
+	}()
+	ready, cancel := context.WithTimeout(ctx, devReadyTimeout)
+	defer cancel()
+	if err := mesh.Ready(ready); err != nil {
+		if ctx.Err() != nil {
+			return nil // interrupted
+		}
+		return err
+	}
+	if err := announce(stdio.Out, o, mesh, time.Since(began)); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
+
+// devKey is the mesh key that a kept data directory was made with, or a new one.
+func devKey(dir string) (certs.MeshKey, error) {
+	path := dir + "/mesh.key"
+	key, _, err := certs.ReadMeshKeyFile(path)
+	if !errors.Is(err, os.ErrNotExist) {
+		return key, err
+	}
+	key = certs.NewMeshKey()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return key, err
+	}
+	return key, os.WriteFile(path, []byte(key.Encode()+"\n"), 0o600)
+}
+
+// devNode is one node in the line that `kvmesh dev --json` prints.
+type devNode struct {
+	ID     string `json:"id"`
+	Role   string `json:"role"`
+	Region string `json:"region"`
+	HTTP   string `json:"http"`
+	Admin  string `json:"admin"`
+	PID    int    `json:"pid"`
+}
+
+func announce(w io.Writer, o DevOptions, m *devmesh.Mesh, took time.Duration) error {
+	nodes := make([]devNode, len(m.Nodes))
+	for i, n := range m.Nodes {
+		nodes[i] = devNode{
+			ID: n.ID(), Role: m.Members[i].Role, Region: m.Members[i].Region, HTTP: n.HTTPURL(), Admin: n.AdminURL(), PID: os.Getpid(),
+		}
+	}
+	if o.JSON {
+		return json.NewEncoder(w).Encode(struct {
+			Ready bool      `json:"ready"`
+			Nodes []devNode `json:"nodes"`
+		}{true, nodes})
+	}
+	t := table.NewWriter()
+	t.SetStyle(table.StyleLight)
+	t.AppendHeader(table.Row{"region", "role", "http", "admin"})
+	for _, n := range nodes {
+		t.AppendRow(table.Row{n.Region, n.Role, n.HTTP, n.Admin})
+	}
+	where := "  (--data-dir keeps the data; it goes with this process otherwise)"
+	if o.DataDir != "" {
+		where = ""
+	}
+	_, err := fmt.Fprintf(w, "%s\nready in %.1f s; Ctrl-C ends it%s\n\n  curl -X PUT --data hello %s/v1/kv/default/greeting\n  curl -i %s/v1/kv/default/greeting\n",
+		t.Render(), took.Seconds(), where, nodes[0].HTTP, nodes[min(1, len(nodes)-1)].HTTP)
+	return err
+}
+
+func newLogger(w io.Writer, level slog.Level, format config.LogFormat) *slog.Logger {
+	o := &slog.HandlerOptions{Level: level}
+	if format == config.LogJSON {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
