@@ -1,0 +1,6 @@
+//go:build !sealidentity
+
+package e2e
+
+// inClear says whether this build keeps values and metadata as they are.
+const inClear = false

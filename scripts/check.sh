@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# The one gate: everything that must hold before a change is committed. It needs Go and a C compiler (for the race
+# detector), asks for nothing, can be started from any directory and leaves nothing behind. Tools are pinned in
+# scripts/tools/go.mod. The first step that fails is named, and its exit status is the script's.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
+cd -- "$root"
+exec </dev/null
+
+# Settings of the developer's own mesh must not reach the tests.
+while IFS= read -r name; do unset "$name"; done < <(compgen -e KVMESH_ || true)
+export CGO_ENABLED=1 # the race detector is a C library
+
+tmp=$(mktemp -d)
+current=""
+names=()
+seconds=()
+
+finish() {
+	local rc=$? i
+	rm -rf -- "$tmp"
+	[[ -n $current ]] && names+=("$current") seconds+=($((SECONDS - started)))
+	printf '\n%-28s %8s\n' step seconds
+	for i in "${!names[@]}"; do printf '%-28s %8d\n' "${names[i]}" "${seconds[i]}"; done
+	if ((rc == 0)); then
+		printf '%-28s %8d\ncheck.sh: all steps passed\n' total "$SECONDS"
+	else
+		printf 'check.sh: FAILED in step "%s" (exit status %d)\n' "${current:-start}" "$rc" >&2
+	fi
+	exit "$rc"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# step NAME COMMAND... runs one step. It is called plainly, never inside a condition, because bash would ignore set -e
+# in the whole step then.
+step() {
+	current=$1 started=$SECONDS
+	shift
+	printf '\n== %s\n' "$current"
+	"$@"
+	names+=("$current") seconds+=($((SECONDS - started)))
+	current=""
+}
+
+tools() {
+	local cc
+	command -v go >/dev/null || { echo "go is not installed: see https://go.dev/doc/install" >&2; return 1; }
+	go version
+	cc=$(go env CC)
+	command -v "${cc%% *}" >/dev/null || {
+		echo "no C compiler ($cc), which the race detector needs: install gcc or clang, or set CC" >&2
+		return 1
+	}
+	gofumpt=$(go -C scripts/tools tool -n gofumpt)
+	staticcheck=$(go -C scripts/tools tool -n staticcheck)
+}
+
+format() {
+	local unformatted
+	unformatted=$("$gofumpt" -l .)
+	[[ -z $unformatted ]] || {
+		printf '%s\n' "$unformatted"
+		echo "not formatted: run  go -C scripts/tools tool gofumpt -w $root" >&2
+		return 1
+	}
+}
+
+tidy() {
+	go mod tidy -diff
+	go -C scripts/tools mod tidy -diff
+}
+
+shell_scripts() {
+	local files=() f
+	while IFS= read -r -d '' f; do files+=("$f"); done < <(find scripts .ci -type f \( -name '*.sh' -o -path .ci/run \) -print0)
+	for f in "${files[@]}"; do bash -n -- "$f"; done
+	# Beyond bash -n, shellcheck counts where it can be had.
+	if ! command -v shellcheck >/dev/null && ((EUID == 0)) && command -v apt-get >/dev/null; then
+		{ timeout 120 apt-get update && DEBIAN_FRONTEND=noninteractive timeout 120 apt-get install -y --no-install-recommends shellcheck; } \
+			>"$tmp/apt.log" 2>&1 || echo "shellcheck cannot be installed: $(tail -n 1 "$tmp/apt.log")"
+	fi
+	if command -v shellcheck >/dev/null; then
+		shellcheck --severity=warning -- "${files[@]}"
+	else
+		echo "without shellcheck: only bash -n"
+	fi
+}
+
+imports() {
+	go test -count=1 -run '^TestImports' ./node/e2e | tee "$tmp/imports.log"
+	if grep -q 'no tests to run' "$tmp/imports.log"; then
+		echo "node/e2e has no test whose name begins with TestImports" >&2
+		return 1
+	fi
+}
+
+step "tools" tools
+step "gofumpt" format
+step "go mod tidy" tidy
+step "shell scripts" shell_scripts
+step "go vet" go vet ./...
+step "staticcheck" "$staticcheck" ./...
+step "imports" imports
+step "go test -race" go test -race -shuffle=on -timeout=15m ./...
+step "real data" bash scripts/realdata.sh
