@@ -16,8 +16,10 @@ func TestWrongWallClock(t *testing.T) {
 		name       string
 		boot, jump time.Duration // of a-voter from the start; of the leader later
 	}{
-		{"ahead from the start", time.Hour, 0}, {"behind from the start", -time.Hour, 0},
-		{"the leader jumps ahead", 0, time.Hour}, {"the leader jumps back", 0, -time.Hour},
+		{"ahead from the start", time.Hour, 0},
+		{"behind from the start", -time.Hour, 0},
+		{"the leader jumps ahead", 0, time.Hour},
+		{"the leader jumps back", 0, -time.Hour},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
