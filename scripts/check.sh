@@ -73,6 +73,12 @@ tidy() {
 	go -C scripts/tools mod tidy -diff
 }
 
+vet() {
+	go vet ./...
+	go vet -tags mutants ./...
+	go vet -tags sealidentity ./...
+}
+
 shell_scripts() {
 	local files=() f
 	while IFS= read -r -d '' f; do files+=("$f"); done < <(find scripts .ci -type f \( -name '*.sh' -o -path .ci/run \) -print0)
@@ -101,8 +107,9 @@ step "tools" tools
 step "gofumpt" format
 step "go mod tidy" tidy
 step "shell scripts" shell_scripts
-step "go vet" go vet ./...
+step "go vet" vet
 step "staticcheck" "$staticcheck" ./...
 step "imports" imports
 step "go test -race" go test -race -shuffle=on -timeout=15m ./...
+step "simulation" bash scripts/sim.sh 30
 step "real data" bash scripts/realdata.sh

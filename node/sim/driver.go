@@ -168,7 +168,7 @@ func (w *world) faults(ctx context.Context, end time.Time) {
 		hold := time.Duration(200+w.rng.IntN(6000)) * time.Millisecond
 		m := w.machines[w.rng.IntN(len(w.machines))]
 		o := w.machines[w.rng.IntN(len(w.machines))]
-		switch w.rng.IntN(10) {
+		switch w.rng.IntN(11) {
 		case 0, 1: // one machine crashes and comes back
 			w.log.Info("fault: crash", "node", m.name, "for", hold)
 			w.crash(m)
@@ -211,6 +211,15 @@ func (w *world) faults(ctx context.Context, end time.Time) {
 			time.Sleep(hold)
 			m.clock.sleep(hold)
 			w.isolate(m, false)
+		case 10: // a new epoch begins
+			w.log.Info("fault: new epoch")
+			if n := m.running(); n != nil {
+				op, cancel := context.WithTimeout(ctx, opTimeout)
+				if err := n.NewEpoch(op); err != nil {
+					w.log.Info("no new epoch", "error", err)
+				}
+				cancel()
+			}
 		case 9: // two voters at once: no quorum
 			var down []*machine
 			for _, v := range w.machines {

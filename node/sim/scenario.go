@@ -54,8 +54,7 @@ func (w *world) only(role string) (out []*machine) {
 	return out
 }
 
-func (w *world) edges() []*machine  { return w.only(certs.RoleEdge) }
-func (w *world) voters() []*machine { return w.only(certs.RoleVoter) }
+func (w *world) edges() []*machine { return w.only(certs.RoleEdge) }
 
 // put writes a key through a machine, and notes it.
 func (w *world) put(ctx context.Context, m *machine, ns kv.Namespace, key, value string) (api.WriteResult, error) {

@@ -138,13 +138,14 @@ func TestColdEdges(t *testing.T) {
 			}
 		}
 		wg.Wait()
-		var region, store float64
+		var region, store, failed float64
 		for _, m := range s.edges() {
 			region += m.metric("kvmesh_fills_total", "tier=region", "result=ok")
+			failed += m.metric("kvmesh_fills_total", "result=failed")
 			store += m.metric("kvmesh_fills_total", "tier=central") + m.metric("kvmesh_fills_total", "tier=store")
 		}
 		each := store / keys / 3
-		t.Logf("%v fills from owners, %v from the store: %.3f for each key and region", region, store, each)
+		t.Logf("%v fills from owners, %v from the store, %v in vain: %.3f for each key and region", region, store, failed, each)
 		if each > 1.1 {
 			t.Errorf("the store was asked %.3f times for each key and region", each)
 		}
