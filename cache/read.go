@@ -305,7 +305,7 @@ func (c *Cache) Serve(ctx context.Context, req FillRequest) (FillAnswer, error) 
 		}
 	}
 	if req.Hops+1 >= MaxHops {
-		return FillAnswer{}, errShort
+		return FillAnswer{}, kv.Errorf(kv.CodeStaleBeyondLimit, "what this node holds is older than was asked for, and %d nodes have passed the request on", req.Hops+1)
 	}
 	n := need{least: req.Least, maxAge: req.MaxAge, hops: req.Hops + 1}
 	if mutOwnerIgnoresR {
@@ -317,9 +317,18 @@ func (c *Cache) Serve(ctx context.Context, req FillRequest) (FillAnswer, error) 
 		return f.entry.Epoch == req.Epoch && (f.entry.AsOf >= req.Least || mutOwnerIgnoresR) && age <= req.MaxAge
 	})
 	if err != nil {
-		return FillAnswer{}, err
+		return FillAnswer{}, passedOn(err)
 	}
 	return answerFrom(f.entry, req, f.entry.AsOf, age), nil
+}
+
+// passedOn gives a failed fill a code for the node that asked: it asks the next tier, and its client must not be told of
+// an internal error because this one was short of something.
+func passedOn(err error) error {
+	if e := new(kv.Error); errors.As(err, &e) {
+		return err
+	}
+	return kv.Errorf(kv.CodeStaleBeyondLimit, "no tier beyond this node could answer as asked: %s", errText(err))
 }
 
 func answerFrom(e *Entry, req FillRequest, asOf kv.Revision, age time.Duration) FillAnswer {

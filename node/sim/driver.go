@@ -186,7 +186,10 @@ func (w *world) faults(ctx context.Context, end time.Time) {
 			w.net.Cut(m.ip, o.ip, true)
 			time.Sleep(hold)
 			w.net.Cut(m.ip, o.ip, false)
-		case 4: // a machine is cut off
+		case 4: // a machine is cut off, now and then for longer than the change index reaches back
+			if w.rng.IntN(3) == 0 {
+				hold += 25 * time.Second
+			}
 			w.log.Info("fault: isolated", "node", m.name, "for", hold)
 			w.isolate(m, true)
 			time.Sleep(hold)
