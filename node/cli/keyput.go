@@ -39,7 +39,7 @@ func (r *run) keyPut() *ucli.Command {
 			if c.IsSet("file") {
 				args = 1
 			}
-			return r.action(args, "KEY and VALUE, KEY and -, or KEY and --file FILE,", r.put)(c)
+			return r.action(args, "KEY and VALUE, KEY and -, or KEY and --file FILE", r.put)(c)
 		},
 	}
 }
