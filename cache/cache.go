@@ -167,6 +167,9 @@ func (c *Cache) apply(rec kv.Record) (v *view, hot []*Entry, err error) {
 			n.f = max(n.f, c.mutant.early(rec.To))
 		}
 	})
+	if mutWBeforeMark || mutFBeforeMark {
+		c.mutant.linger()
+	}
 	if !(mutDropRecords && rec.To%100 == 9) {
 		hot = c.markAll(v, rec)
 	}
@@ -273,7 +276,7 @@ func (c *Cache) Adopt(epoch kv.Epoch, rev kv.Revision) bool {
 		n.epoch, n.hasher = epoch, feed.NewHasher(epoch)
 		n.w, n.s = rev, rev
 		n.floors, n.hinted = floors{}, nil
-		if rev > 0 {
+		if rev > 0 && !mutNoEpochFloor {
 			n.floors = n.floors.withAll(floor{rev, v.f, now})
 		}
 	})

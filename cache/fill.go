@@ -240,6 +240,7 @@ func (c *Cache) fill(ctx context.Context, t target, n need, direct *atomic.Bool)
 			continue
 		}
 		if mutRegisterAfterS && q.reg == nil {
+			c.mutant.stall()
 			q.reg = sh.register(t.hash, t.epoch)
 			q.reg.read = !n.idle
 			defer sh.unregister(q.reg)

@@ -29,6 +29,10 @@ const (
 
 type mutant struct{}
 
+func (*mutant) linger() {}
+
+func (*mutant) stall() {}
+
 func (*mutant) wait(kv.Revision, Mono) {}
 
 func (*mutant) early(kv.Revision) Mono { return void }

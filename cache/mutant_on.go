@@ -4,6 +4,8 @@ package cache
 
 import (
 	"os"
+	"runtime"
+	"time"
 
 	"kvmesh/raftstore/kv"
 )
@@ -41,6 +43,16 @@ type mutant struct {
 		at  Mono
 	}
 }
+
+// linger lets everybody else go first who can, because the goroutine that is in a race's window can lose its processor.
+func (*mutant) linger() {
+	for range 1000 {
+		runtime.Gosched()
+	}
+}
+
+// stall is linger where no lock is held: it takes time.
+func (*mutant) stall() { time.Sleep(20 * time.Millisecond) }
 
 func (m *mutant) wait(rev kv.Revision, at Mono) {
 	m.waiting = append(m.waiting, struct {
