@@ -23,9 +23,10 @@ type standing struct {
 	recorded    uint64 // index of the newest snapshot that the log knows of
 }
 
-// Keys in the StableStore: the library's term, and the index of the newest snapshot.
+// Keys in the StableStore: the library's term and the term of its last vote, and the index of the newest snapshot.
 var (
 	termKey     = []byte("CurrentTerm")
+	voteTermKey = []byte("LastVoteTerm")
 	snapshotKey = []byte("kvmesh/snapshot")
 )
 
@@ -71,4 +72,18 @@ func (at standing) check(dir string) error {
 			dir, max(at.recorded, max(at.first, 1)-1), snapshotsDir, remedyRejoin)
 	}
 	return nil
+}
+
+// cutBootstrap says that a crash fell between the two steps of a bootstrap: the library writes term 1 first and the entry
+// with the voters then, and after that term alone it refuses to bootstrap for ever. No leader has ever spoken in term 1
+// (the first election begins term 2), so without an entry and without a vote nothing was promised in it.
+func (at standing) cutBootstrap(log Log) (bool, error) {
+	if at.term != 1 || at.last != 0 || at.snapshot != 0 || at.applied != 0 {
+		return false, nil
+	}
+	vote, err := log.GetUint64(voteTermKey)
+	if err != nil && err.Error() != raftboltdb.ErrKeyNotFound.Error() {
+		return false, fmt.Errorf("read the log: %w", err)
+	}
+	return vote == 0, nil
 }

@@ -202,6 +202,13 @@ func (s *Store) openDisk(undo *teardown) error {
 	if err := at.check(dir); err != nil {
 		return err
 	}
+	if cut, err := at.cutBootstrap(log); err != nil {
+		return err
+	} else if cut {
+		if err := log.SetUint64(termKey, 0); err != nil {
+			return fmt.Errorf("forget a bootstrap that was cut: %w", err)
+		}
+	}
 	meter, err := newLogMeter(log, at.snapshot)
 	if err != nil {
 		return err

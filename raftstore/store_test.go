@@ -302,3 +302,32 @@ func TestUndecodableEntryStopsTheNode(t *testing.T) {
 		}
 	})
 }
+
+// A crash between the two steps of a bootstrap leaves a term and no entry. The voter can be bootstrapped again then; one
+// that has voted cannot, because its vote may have made a leader.
+func TestCutBootstrap(t *testing.T) {
+	for name, voted := range map[string]uint64{"not voted": 0, "voted": 1} {
+		t.Run(name, func(t *testing.T) {
+			virtual(t, func(t *testing.T) {
+				c := newCluster(t, "a")
+				log, err := c.logs(c.dirs["a"])
+				if err == nil {
+					err = errors.Join(log.SetUint64(termKey, 1), log.SetUint64(voteTermKey, voted))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				begun, err := c.open("a").Bootstrapped()
+				if err != nil || begun != (voted > 0) {
+					t.Fatalf("bootstrapped: %v, %v", begun, err)
+				}
+				if !begun {
+					if err := c.nodes["a"].Bootstrap([]string{"a"}); err != nil {
+						t.Fatal(err)
+					}
+					c.mustPut(c.leader(), "k", "v")
+				}
+			})
+		})
+	}
+}
