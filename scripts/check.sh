@@ -68,13 +68,18 @@ format() {
 	}
 }
 
+# Modules of their own, so that what they need is no dependency of kvmesh.
+apart=(scripts/tools scripts/bench/put)
+
 tidy() {
+	local dir
 	go mod tidy -diff
-	go -C scripts/tools mod tidy -diff
+	for dir in "${apart[@]}"; do go -C "$dir" mod tidy -diff; done
 }
 
 vet() {
 	go vet ./...
+	go -C scripts/bench/put vet ./...
 	go vet -tags mutants ./...
 	go vet -tags sealidentity ./...
 }
@@ -97,6 +102,7 @@ shell_scripts() {
 
 statics() {
 	"$staticcheck" ./...
+	(cd scripts/bench/put && "$staticcheck" ./...)
 	"$staticcheck" -tags mutants ./cache ./raftstore ./node
 }
 
