@@ -45,6 +45,8 @@ var (
 //	sweep   7 | limit uvarint
 //	trim    8 | revision uvarint
 //	epoch   9 | epoch 16
+//	txn     10 | number of members uvarint | members: put, delete, check
+//	check   128 | namespace 16 | key | cond
 //	cond    kind 1, and for CondRevision: epoch tag 4 | revision uvarint
 //
 // Keys, titles, metadata, values and wrapped keys are preceded by their length as a uvarint.
@@ -80,10 +82,15 @@ func appendOp(dst []byte, op *Op) []byte {
 		} else {
 			dst = append(append(dst, 1), op.Blob[:]...)
 		}
-	case KindDelete:
+	case KindDelete, KindCheck:
 		dst = append(dst, op.Namespace[:]...)
 		dst = appendBytes(dst, op.Key)
 		dst = appendCond(dst, op.Cond)
+	case KindTxn:
+		dst = binary.AppendUvarint(dst, uint64(len(op.Members)))
+		for i := range op.Members {
+			dst = appendOp(dst, &op.Members[i])
+		}
 	case KindCreateNamespace, KindRenameNamespace:
 		dst = append(dst, op.Namespace[:]...)
 		dst = appendBytes(dst, op.Title)
@@ -119,7 +126,11 @@ func appendCond(dst []byte, c Cond) []byte {
 func Size(op *Op) int {
 	// The fixed part is that of the largest kind: three ids, five varints, a condition, and two marker bytes.
 	const fixed = 2 + 3*16 + 5*binary.MaxVarintLen64 + 1 + 4 + binary.MaxVarintLen64
-	return fixed + len(op.Key) + len(op.Metadata) + len(op.Value) + len(op.Title) + len(op.WrappedKey)
+	n := fixed + len(op.Key) + len(op.Metadata) + len(op.Value) + len(op.Title) + len(op.WrappedKey)
+	for i := range op.Members {
+		n += Size(&op.Members[i])
+	}
+	return n
 }
 
 // Validate reports what Decode would refuse in op. The proposer asks before it offers an operation to the log, because an
@@ -138,8 +149,10 @@ func (op *Op) Validate() error {
 		}
 	case KindDelete:
 		err = op.validateKey()
+	case KindTxn:
+		err = op.validateTxn()
 	case KindDeleteNamespace, KindSweep, KindTrim, KindNewEpoch:
-	default:
+	default: // KindCheck too: it is nothing by itself
 		err = fmt.Errorf("%w: operation kind %d", ErrUnknown, op.Kind)
 	}
 	return err
@@ -193,9 +206,13 @@ func Decode(b []byte) (Batch, error) {
 		return Batch{}, fmt.Errorf("%w: %d operations in %d bytes", ErrMalformed, n, len(d.rest))
 	}
 	batch.Ops = make([]Op, n)
+	weight := 0
 	for i := range batch.Ops {
 		op := &batch.Ops[i]
 		d.op(op)
+		if weight += op.Weight(); weight > kv.MaxBatchOps {
+			d.fail("more than %d operations, those in transactions counted", kv.MaxBatchOps)
+		}
 		if d.err == nil {
 			d.err = op.Validate()
 		}
@@ -242,10 +259,12 @@ func (d *decoder) op(op *Op) {
 		default:
 			d.fail("value marker %d", where)
 		}
-	case KindDelete:
+	case KindDelete, KindCheck:
 		d.fixed(op.Namespace[:])
 		op.Key = d.key()
 		op.Cond = d.cond()
+	case KindTxn:
+		d.members(op)
 	case KindCreateNamespace, KindRenameNamespace:
 		d.fixed(op.Namespace[:])
 		op.Title = string(d.bytes())

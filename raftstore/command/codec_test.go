@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -38,6 +39,13 @@ func everyKind() Batch {
 		{Kind: KindSweep, Limit: math.MaxUint32},
 		{Kind: KindTrim, Revision: math.MaxUint64},
 		{Kind: KindNewEpoch, Epoch: id(7)},
+		{Kind: KindTxn, Members: []Op{
+			{Kind: KindCheck, Namespace: id(3), Key: "checked", Cond: Cond{Kind: CondRevision, EpochTag: [4]byte{1}, Revision: 9}},
+			{Kind: KindCheck, Namespace: id(6), Key: "any"},
+			{Kind: KindPut, Namespace: id(3), Key: "k", WriteID: id(4), Size: 1, Value: []byte("v"), Metadata: []byte("m"), Cond: Cond{Kind: CondAbsent}},
+			{Kind: KindPut, Namespace: id(6), Key: "k", Size: 1 << 20, Blob: id(8)},
+			{Kind: KindDelete, Namespace: id(3), Key: "d", Cond: Cond{Kind: CondPresent}},
+		}},
 	}}
 }
 
@@ -61,12 +69,17 @@ func TestFormat(t *testing.T) {
 		{Kind: KindDelete, Namespace: id(3), Key: "d"},
 		{Kind: KindSweep, Limit: 5},
 		{Kind: KindNewEpoch, Epoch: id(6)},
+		{Kind: KindTxn, Members: []Op{
+			{Kind: KindCheck, Namespace: id(3), Key: "c", Cond: Cond{Kind: CondPresent}},
+			{Kind: KindDelete, Namespace: id(3), Key: "d"},
+		}},
 	}}
-	want := "01" + "d00f" + "04" +
+	want := "01" + "d00f" + "05" +
 		"02" + strings.Repeat("03", 16) + "016b" + "030102030407" + strings.Repeat("04", 16) + "ac02" + "02" + "016d" + "00" + "027676" +
 		"03" + strings.Repeat("03", 16) + "0164" + "00" +
 		"0705" +
-		"09" + strings.Repeat("06", 16)
+		"09" + strings.Repeat("06", 16) +
+		"0a02" + "80" + strings.Repeat("03", 16) + "0163" + "02" + "03" + strings.Repeat("03", 16) + "0164" + "00"
 	if got := hex.EncodeToString(Append(nil, &b)); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -103,6 +116,24 @@ func TestDecodeAliasesInput(t *testing.T) {
 	}
 }
 
+func txn(members ...Op) Op { return Op{Kind: KindTxn, Members: members} }
+
+func many(n int) []Op {
+	return slices.Repeat([]Op{{Kind: KindCheck, Namespace: id(3), Key: "k"}}, n)
+}
+
+// TestLargestTransaction: as many members as a batch has operations, and no more.
+func TestLargestTransaction(t *testing.T) {
+	b := Batch{Ops: []Op{txn(many(kv.MaxBatchOps)...)}}
+	if got, err := Decode(Append(nil, &b)); err != nil || got.Ops[0].Weight() != kv.MaxBatchOps {
+		t.Errorf("%d members: %v", kv.MaxBatchOps, err)
+	}
+	larger := txn(many(kv.MaxBatchOps + 1)...)
+	if err := larger.Validate(); !errors.Is(err, ErrMalformed) {
+		t.Errorf("one more: %v", err)
+	}
+}
+
 func TestDecodeRefuses(t *testing.T) {
 	head := func(ops uint64) []byte { return binary.AppendUvarint([]byte{codecVersion, 0}, ops) }
 	one := func(op Op) []byte { return Append(nil, &Batch{Ops: []Op{op}}) }
@@ -114,13 +145,23 @@ func TestDecodeRefuses(t *testing.T) {
 	}{
 		{"nothing", nil, ErrMalformed},
 		{"version of the future", []byte{codecVersion + 1, 0, 0}, ErrUnknown},
-		{"kind of the future", append(head(1), byte(KindNewEpoch)+1, 0), ErrUnknown},
+		{"kind of the future", append(head(1), byte(KindTxn)+1, 0), ErrUnknown},
 		{"kind zero", append(head(1), 0, 0), ErrUnknown},
 		{"condition of the future", one(Op{Kind: KindDelete, Key: "k", Cond: Cond{Kind: 4}}), ErrUnknown},
 		{"more operations than bytes", head(1 << 40), ErrMalformed},
 		{"more operations than a batch has", append(head(kv.MaxBatchOps+1), make([]byte, 3*kv.MaxBatchOps)...), ErrMalformed},
 		{"left over", append(Append(nil, &full), 0), ErrMalformed},
 		{"empty key", one(Op{Kind: KindDelete}), ErrMalformed},
+		{"a check by itself", one(Op{Kind: KindCheck, Key: "k"}), ErrUnknown},
+		{"a transaction of nothing", one(Op{Kind: KindTxn}), ErrMalformed},
+		{"a transaction in a transaction", one(txn(txn(Op{Kind: KindCheck, Key: "k"}))), ErrMalformed},
+		{"a namespace in a transaction", one(txn(Op{Kind: KindDeleteNamespace})), ErrMalformed},
+		{"a namespace with others in a transaction", one(txn(Op{Kind: KindDelete, Key: strings.Repeat("k", 40)}, Op{Kind: KindDeleteNamespace})), ErrUnknown},
+		{"a kind of the future in a transaction", one(txn(Op{Kind: KindDelete, Key: strings.Repeat("k", 40)}, Op{Kind: 77})), ErrUnknown},
+		{"an empty key in a transaction", one(txn(Op{Kind: KindDelete, Key: strings.Repeat("k", 40)}, Op{Kind: KindCheck})), ErrMalformed},
+		{"more members than bytes", append(head(1), byte(KindTxn), 0xff, 0x7), ErrMalformed},
+		{"more members than a batch has operations", append(append(head(1), byte(KindTxn), 0x81, 0x08), make([]byte, 64<<10)...), ErrMalformed},
+		{"more than a batch has, with those in transactions", Append(nil, &Batch{Ops: []Op{txn(many(kv.MaxBatchOps)...), {Kind: KindSweep}}}), ErrMalformed},
 		{"long key", one(Op{Kind: KindDelete, Key: strings.Repeat("k", kv.MaxKeyBytes+1)}), ErrMalformed},
 		{"long title", one(Op{Kind: KindCreateNamespace, Title: strings.Repeat("t", kv.MaxTitleBytes+1)}), ErrMalformed},
 		{"long metadata", one(Op{Kind: KindPut, Key: "k", Metadata: make([]byte, kv.MaxMetadataBytes+sealOverhead+1)}), ErrMalformed},
@@ -152,6 +193,9 @@ func TestValidateAgreesWithDecode(t *testing.T) {
 		Op{Kind: KindDelete},
 		Op{Kind: KindDelete, Key: "k", Cond: Cond{Kind: 200}},
 		Op{Kind: 77},
+		Op{Kind: KindCheck, Key: "k"},
+		txn(Op{Kind: KindCheck, Key: "k", Cond: Cond{Kind: 77}}),
+		txn(many(kv.MaxBatchOps)...),
 	)
 	refused := 0
 	for _, op := range ops {
@@ -162,8 +206,8 @@ func TestValidateAgreesWithDecode(t *testing.T) {
 			refused++
 		}
 	}
-	if refused != 6 {
-		t.Errorf("Validate refused %d operations, want 6", refused)
+	if refused != 8 {
+		t.Errorf("Validate refused %d operations, want 8", refused)
 	}
 }
 
@@ -175,6 +219,9 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add(binary.AppendUvarint([]byte{codecVersion, 0}, math.MaxUint64))
 	f.Add([]byte{codecVersion, 0, 1, byte(KindPut)})
+	f.Add([]byte{codecVersion, 0, 1, byte(KindTxn), 0xff, 0xff, 0xff, 0xff, 0x0f})
+	f.Add(Append(nil, &Batch{Ops: []Op{txn(txn(txn(many(2)...)))}}))
+	f.Add(Append(nil, &Batch{Ops: []Op{txn(many(3)...), txn(many(2)...), {Kind: KindSweep}}}))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		got, err := Decode(in)
 		if err != nil {

@@ -28,6 +28,12 @@ const (
 	KindTrim Kind = 8
 	// KindNewEpoch begins a new history, Epoch, which must be greater than the present one. Revisions go on counting.
 	KindNewEpoch Kind = 9
+	// KindTxn is a transaction: its Members are carried out all together, or none of them.
+	KindTxn Kind = 10
+
+	// KindCheck is a condition without a write. It stands only among the members of a transaction, whose other members are
+	// KindPut and KindDelete. Its number is far from the others, which are those of operations by themselves.
+	KindCheck Kind = 128
 )
 
 // CondKind says what a conditional write demands of the key's present state.
@@ -72,7 +78,14 @@ type Op struct {
 
 	Limit    uint32      // KindSweep
 	Revision kv.Revision // KindTrim
+
+	// Members of a KindTxn, at most kv.MaxBatchOps. The conditions of all of them are judged by the state before the
+	// transaction; then the writes are carried out in their order.
+	Members []Op
 }
+
+// Weight is what op counts for in a batch of kv.MaxBatchOps: a transaction as many as it has members.
+func (op *Op) Weight() int { return max(1, len(op.Members)) }
 
 // Batch is one log command.
 type Batch struct {
@@ -92,8 +105,12 @@ type OpResult struct {
 	// AsOf is the revision at which the outcome is known to be the state of the key: the last revision of the whole batch,
 	// unless a later operation of the batch touched the key again, then this operation's own.
 	AsOf kv.Revision
-	// Current is the revision of the key's present state that a failed condition met, 0 = absent.
+	// Current is the revision of the key's present state that a failed condition met, 0 = absent. A KindCheck has it whether
+	// its condition held or not.
 	Current kv.Revision
+	// Members are the outcomes of a transaction's members, by position. The transaction's own Revision is the last that they
+	// took. When its Code is not empty, nothing was changed: the members with a Code say why, the others would have passed.
+	Members []OpResult
 }
 
 // Result is the outcome of one batch, the same on every voter.
