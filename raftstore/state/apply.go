@@ -129,22 +129,30 @@ func (t *txn) entry(e *Entry) (command.Result, error) {
 	t.applied.MeshTime = max(t.applied.MeshTime, e.Batch.MeshTime)
 
 	ops := make([]command.OpResult, len(e.Batch.Ops))
-	slots := make([]*slot, len(ops))
-	first := t.w.seq + 1
+	done := make([]outcome, 0, len(ops))
 	for i := range e.Batch.Ops {
-		t.w.seq++
 		var err error
-		if ops[i], slots[i], err = t.op(&e.Batch.Ops[i]); err != nil {
+		op, r := &e.Batch.Ops[i], &ops[i]
+		if op.Kind == command.KindTxn {
+			if done, err = t.transaction(op, r, done); err != nil {
+				return command.Result{}, fmt.Errorf("operation %d: %w", i, err)
+			}
+			done = append(done, outcome{res: r})
+			continue
+		}
+		t.w.seq++
+		d := outcome{res: r, ns: op.Namespace, seq: t.w.seq}
+		if *r, d.sl, err = t.op(op); err != nil {
 			return command.Result{}, fmt.Errorf("operation %d: %w", i, err)
 		}
-		ops[i].AsOf = t.applied.Revision
+		r.AsOf = t.applied.Revision
+		done = append(done, d)
 	}
 	t.rec.closeRun()
-	for i := range ops {
-		seq := first + uint64(i)
-		again := slots[i] != nil && slots[i].seq > seq || t.spaceSeq[e.Batch.Ops[i].Namespace] > seq
+	for _, d := range done {
+		again := d.sl != nil && d.sl.seq > d.seq || t.spaceSeq[d.ns] > d.seq
 		if !again {
-			ops[i].AsOf = t.applied.Revision
+			d.res.AsOf = t.applied.Revision
 		}
 	}
 	return command.Result{Epoch: t.applied.Epoch, MeshTime: t.applied.MeshTime, Revision: t.applied.Revision, Ops: ops}, nil

@@ -51,32 +51,10 @@ func (t *txn) slot(ns kv.NamespaceID, key string) (*slot, error) {
 
 // write applies a put or a delete.
 func (t *txn) write(op *command.Op) (r command.OpResult, sl *slot, err error) {
-	n, ok := t.w.spaces[op.Namespace]
-	if !ok {
-		return command.OpResult{Code: kv.CodeNamespaceNotFound}, nil, nil
-	}
-	if sl, err = t.slot(op.Namespace, op.Key); err != nil {
-		return r, nil, err
-	}
-	live := sl.live(t.applied.MeshTime)
-	if !t.holds(op.Cond, sl, live) {
-		r.Code = kv.CodeConditionFailed
-		if live {
-			r.Current = sl.revision
-		}
-		return r, sl, nil
-	}
-	if op.Kind == command.KindDelete {
-		// An expired key is gone already, for everyone. The sweep takes its revision.
-		if live {
-			r.Revision, err = t.remove(op.Namespace, n, op.Key, sl)
-		}
+	if sl, err = t.judge(op, &r); err != nil || r.Code != "" {
 		return r, sl, err
 	}
-	if taken, err := t.blobTaken(op, sl); taken || err != nil {
-		return command.OpResult{Code: kv.CodeInternal}, sl, err
-	}
-	r.Revision, err = t.put(op, n, sl)
+	err = t.carryOut(op, &r, sl)
 	return r, sl, err
 }
 

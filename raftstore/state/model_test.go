@@ -62,24 +62,97 @@ func (m *model) forget(k slotKey) {
 	delete(m.keys, k)
 }
 
+// deed is an operation, or a member of a transaction, with the revision up to which its result speaks.
+type deed struct {
+	op   command.Op
+	res  *command.OpResult
+	upTo kv.Revision
+}
+
 // apply is one batch. AsOf is worked out from the changes that each operation made.
 func (m *model) apply(b command.Batch) []command.OpResult {
 	m.mesh = max(m.mesh, b.MeshTime)
 	res := make([]command.OpResult, len(b.Ops))
-	upTo := make([]kv.Revision, len(b.Ops))
+	var deeds []deed
 	for i, op := range b.Ops {
-		m.op(op, &res[i])
-		upTo[i] = m.rev
+		if op.Kind == command.KindTxn {
+			deeds = append(deeds, m.transaction(op, &res[i])...)
+		} else {
+			m.op(op, &res[i])
+		}
+		deeds = append(deeds, deed{op, &res[i], m.rev})
 	}
-	for i, op := range b.Ops {
-		res[i].AsOf = m.rev
-		for _, c := range m.changes[upTo[i]:m.rev] {
-			if c.ns == op.Namespace && (c.kind > changeDelete || c.key == op.Key) && op.Namespace != (kv.NamespaceID{}) {
-				res[i].AsOf = upTo[i]
+	for _, d := range deeds {
+		d.res.AsOf = m.rev
+		for _, c := range m.changes[d.upTo:m.rev] {
+			if c.ns == d.op.Namespace && (c.kind > changeDelete || c.key == d.op.Key) && d.op.Namespace != (kv.NamespaceID{}) {
+				d.res.AsOf = d.upTo
 			}
 		}
 	}
 	return res
+}
+
+// transaction tries every member by itself on the state as it is; if all pass, they are carried out without conditions.
+func (m *model) transaction(op command.Op, r *command.OpResult) (deeds []deed) {
+	r.Members = make([]command.OpResult, len(op.Members))
+	used := map[kv.BlobID]bool{}
+	for i, member := range op.Members {
+		res := &r.Members[i]
+		_, live := m.titles[member.Namespace]
+		old, there := m.keys[slotKey{member.Namespace, member.Key}]
+		there = live && there && !m.gone(old)
+		switch {
+		case !live:
+			res.Code = kv.CodeNamespaceNotFound
+		case !m.holds(member.Cond, old, there):
+			res.Code = kv.CodeConditionFailed
+		case used[member.Blob], m.taken(member):
+			res.Code = kv.CodeInternal
+		}
+		if there && (res.Code == kv.CodeConditionFailed || member.Kind == command.KindCheck) {
+			res.Current = old.Revision
+		}
+		if !member.Blob.IsZero() {
+			used[member.Blob] = true
+		}
+		r.Code = cmp.Or(r.Code, res.Code)
+		deeds = append(deeds, deed{member, res, m.rev})
+	}
+	if r.Code != "" {
+		return deeds
+	}
+	for i, member := range op.Members {
+		if member.Kind != command.KindCheck {
+			member.Cond = command.Cond{}
+			m.write(member, true, &r.Members[i])
+			deeds[i].upTo = m.rev
+			r.Revision = max(r.Revision, r.Members[i].Revision)
+		}
+	}
+	return deeds
+}
+
+// taken says whether another key of the namespace names a put's blob.
+func (m *model) taken(op command.Op) bool {
+	for k, old := range m.keys {
+		if k.ns == op.Namespace && k.key != op.Key && !op.Blob.IsZero() && old.Blob == op.Blob {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *model) holds(c command.Cond, old command.Op, there bool) bool {
+	switch c.Kind {
+	case command.CondAbsent:
+		return !there
+	case command.CondPresent:
+		return there
+	case command.CondRevision:
+		return there && old.Revision == c.Revision && c.EpochTag == [4]byte(m.epoch[12:])
+	}
+	return true
 }
 
 func (m *model) op(op command.Op, r *command.OpResult) {
@@ -149,16 +222,7 @@ func (m *model) write(op command.Op, live bool, r *command.OpResult) {
 	k := slotKey{op.Namespace, op.Key}
 	old, there := m.keys[k]
 	there = there && !m.gone(old)
-	ok := true
-	switch op.Cond.Kind {
-	case command.CondAbsent:
-		ok = !there
-	case command.CondPresent:
-		ok = there
-	case command.CondRevision:
-		ok = there && old.Revision == op.Cond.Revision && op.Cond.EpochTag == [4]byte(m.epoch[12:])
-	}
-	if !ok {
+	if !m.holds(op.Cond, old, there) {
 		r.Code = kv.CodeConditionFailed
 		if there {
 			r.Current = old.Revision
@@ -176,6 +240,7 @@ func (m *model) write(op command.Op, live bool, r *command.OpResult) {
 	r.Revision = m.take(changePut, op.Namespace, op.Key)
 	op.Revision = r.Revision
 	m.keys[k] = op
+	delete(m.freed, op.Blob)
 }
 
 func (m *model) sweep(limit int, r *command.OpResult) {
@@ -220,6 +285,31 @@ func randomLog(rng *rand.Rand, n int) []Entry {
 		e := Entry{Index: index, Term: 1 + index/50, Batch: command.Batch{MeshTime: mesh}}
 		for range 1 + rng.IntN(6) {
 			rev++
+			if rng.IntN(6) == 0 { // a transaction of what the entry has so far, beside it
+				txn := command.Op{Kind: command.KindTxn}
+				for _, op := range e.Batch.Ops {
+					switch op.Kind {
+					case command.KindPut, command.KindDelete:
+						if rng.IntN(3) > 0 {
+							op.Cond = command.Cond{}
+						}
+						if !op.Blob.IsZero() && rng.IntN(5) > 0 { // else that of an operation before it, or of a member
+							blob++
+							op.Blob = kv.BlobID(id16(blob))
+						}
+						txn.Members = append(txn.Members, op)
+						if rng.IntN(4) == 0 {
+							check := command.Op{Kind: command.KindCheck, Namespace: op.Namespace, Key: keys[rng.IntN(len(keys))], Cond: op.Cond}
+							txn.Members = slices.Insert(txn.Members, rng.IntN(len(txn.Members)+1), check)
+						}
+						rev++
+					}
+				}
+				if len(txn.Members) > 0 {
+					e.Batch.Ops = append(e.Batch.Ops, txn)
+				}
+				continue
+			}
 			ns := kv.NamespaceID(id16(1 + uint64(i/60) + rng.Uint64N(3))) // deleted ids stay deleted, so move on
 			op := command.Op{Namespace: ns, Key: keys[rng.IntN(len(keys))], Title: fmt.Sprint("t", rng.IntN(20))}
 			switch x := rng.IntN(100); {
@@ -289,7 +379,7 @@ func TestModel(t *testing.T) {
 		results, records := replay(t, one, log, func() int { return 1 })
 
 		m := newModel()
-		conds := 0
+		conds, whole, refused := 0, 0, 0
 		for i, e := range log {
 			want := m.apply(e.Batch)
 			got := results[i]
@@ -297,10 +387,18 @@ func TestModel(t *testing.T) {
 				t.Fatalf("seed %d, entry %d\nops  %+v\ngot  %+v\nwant %+v, epoch %s, revision %d", seed, i, e.Batch.Ops, got, want, m.epoch, m.rev)
 			}
 			for _, r := range want {
-				if r.Code == kv.CodeConditionFailed && r.Current != 0 {
+				switch {
+				case len(r.Members) > 1 && r.Revision != 0:
+					whole++
+				case len(r.Members) > 1 && r.Code != "":
+					refused++
+				case r.Code == kv.CodeConditionFailed && r.Current != 0:
 					conds++
 				}
 			}
+		}
+		if whole < 5 || refused < 5 {
+			t.Fatalf("seed %d: %d transactions were carried out, %d refused", seed, whole, refused)
 		}
 		if conds < 5 || len(m.freed) < 5 || m.rev < 300 || len(m.epochs) < 2 {
 			t.Fatalf("seed %d: a dull log of %d entries: %d conditions failed, %d blobs freed, revision %d, %d epochs", seed, len(log), conds, len(m.freed), m.rev, len(m.epochs))

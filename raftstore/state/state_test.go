@@ -157,7 +157,7 @@ func TestMeshTime(t *testing.T) {
 	if r := apply(1999_999, command.Op{Kind: command.KindSweep, Limit: 9}); r.Revision != 0 {
 		t.Errorf("swept too early: %+v", r)
 	}
-	if r := apply(2000_000, del("k")); r != (command.OpResult{AsOf: 2}) {
+	if r := apply(2000_000, del("k")); !reflect.DeepEqual(r, command.OpResult{AsOf: 2}) {
 		t.Errorf("a delete of an expired key changes nothing: %+v", r)
 	}
 	if f.get(ns1, "k").Absent {

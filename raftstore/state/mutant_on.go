@@ -1,0 +1,11 @@
+//go:build mutants
+
+package state
+
+import "os"
+
+// One deliberate fault, chosen by KVMESH_MUTANT in a binary built with the tag "mutants", and some test must go red
+// (scripts/mutants.sh).
+var mutTxnHalf = mutating("txn-half") // a transaction carries out what it can, whatever the others say
+
+func mutating(name string) bool { return os.Getenv("KVMESH_MUTANT") == name }
