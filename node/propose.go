@@ -135,11 +135,7 @@ func (p *proposer) try(ctx context.Context, leader string, ops []command.Op) (co
 	if err := peer.Decode(reply.Result, &res); err != nil || len(res.Ops) != len(ops) {
 		return command.Result{}, kv.Errorf(kv.CodeOutcomeUnknown, "the leader's answer could not be read; read the key to see whether the write is there (%v)", err)
 	}
-	out := command.Result{Epoch: res.Epoch, MeshTime: res.MeshTime, Revision: res.Revision}
-	for _, o := range res.Ops {
-		out.Ops = append(out.Ops, command.OpResult{Code: kv.Code(o.Code), Revision: o.Revision, AsOf: o.AsOf, Current: o.Current})
-	}
-	return out, nil
+	return command.Result{Epoch: res.Epoch, MeshTime: res.MeshTime, Revision: res.Revision, Ops: wire.ToOpResults(res.Ops)}, nil
 }
 
 // retryable reports whether err says that nothing happened and another node, or the same one later, may do it.
@@ -171,11 +167,9 @@ func (n *Node) servePropose(ctx context.Context, req *peer.Request) (*peer.Respo
 	if err != nil {
 		return nil, err
 	}
-	out := &wire.ProposeResult{Epoch: res.Epoch, MeshTime: res.MeshTime, Revision: res.Revision}
-	for _, o := range res.Ops {
-		out.Ops = append(out.Ops, wire.OpResult{Code: string(o.Code), Revision: o.Revision, AsOf: o.AsOf, Current: o.Current})
-	}
-	return &peer.Response{Result: out}, nil
+	return &peer.Response{Result: &wire.ProposeResult{
+		Epoch: res.Epoch, MeshTime: res.MeshTime, Revision: res.Revision, Ops: wire.FromOpResults(res.Ops),
+	}}, nil
 }
 
 const maxProposeBody = kv.MaxBatchBytes + 64<<10

@@ -38,9 +38,10 @@ func (s *Store) Propose(ctx context.Context, ops []command.Op) (command.Result, 
 
 // proposal is one call of Propose.
 type proposal struct {
-	ops   []command.Op
-	bytes int
-	done  chan outcome // buffered: nobody waits for a caller that has gone
+	ops    []command.Op
+	weight int // operations, those in transactions counted
+	bytes  int
+	done   chan outcome // buffered: nobody waits for a caller that has gone
 }
 
 type outcome struct {
@@ -52,6 +53,7 @@ type outcome struct {
 type entry struct {
 	proposals []*proposal
 	ops       int
+	weight    int
 	bytes     int
 	begun     bool // its append to the log has begun: from now on it may survive anything
 }
@@ -85,13 +87,14 @@ func (c *combiner) propose(ctx context.Context, ops []command.Op) (command.Resul
 			return command.Result{}, kv.Errorf(kv.CodeInvalidParameter, "operation %d: %v", i, err)
 		}
 		p.bytes += command.Size(&ops[i])
+		p.weight += ops[i].Weight()
 	}
 	switch {
 	case len(ops) == 0:
 		return command.Result{}, kv.Errorf(kv.CodeInvalidParameter, "no operations")
-	case len(ops) > kv.MaxBatchOps:
+	case p.weight > kv.MaxBatchOps:
 		return command.Result{}, kv.Errorf(kv.CodeInvalidParameter,
-			"%d operations in one write; the limit is %d", len(ops), kv.MaxBatchOps)
+			"%d operations in one write; the limit is %d", p.weight, kv.MaxBatchOps)
 	case p.bytes > kv.MaxBatchBytes:
 		return command.Result{}, kv.Errorf(kv.CodeInvalidParameter,
 			"%d bytes in one write; the limit is %d", p.bytes, kv.MaxBatchBytes)
@@ -185,11 +188,12 @@ func (c *combiner) next() *entry {
 	}
 	e := &entry{}
 	for _, p := range c.queue {
-		if e.ops+len(p.ops) > kv.MaxBatchOps || e.bytes+p.bytes > kv.MaxBatchBytes {
+		if e.weight+p.weight > kv.MaxBatchOps || e.bytes+p.bytes > kv.MaxBatchBytes {
 			break
 		}
 		e.proposals = append(e.proposals, p)
 		e.ops += len(p.ops)
+		e.weight += p.weight
 		e.bytes += p.bytes
 	}
 	c.queue = slices.Delete(c.queue, 0, len(e.proposals))
@@ -206,7 +210,7 @@ func (c *combiner) hand(e *entry) {
 	c.mu.Lock()
 	c.handed[&data[0]] = e
 	c.mu.Unlock()
-	c.s.metrics.entry(e.ops)
+	c.s.metrics.entry(e.weight)
 
 	var f raft.ApplyFuture
 	ok := c.s.futures.run(func() {

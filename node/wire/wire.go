@@ -5,6 +5,7 @@
 package wire
 
 import (
+	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/kv"
 )
 
@@ -50,10 +51,35 @@ type GrantResult struct {
 	Reason  string
 }
 
-// OpResult is command.OpResult.
+// OpResult is command.OpResult. The Members of a member are empty.
 type OpResult struct {
 	Code                    string
 	Revision, AsOf, Current kv.Revision
+	Members                 []OpResult
+}
+
+// FromOpResults and ToOpResults convert.
+func FromOpResults(rs []command.OpResult) []OpResult {
+	if len(rs) == 0 {
+		return nil
+	}
+	out := make([]OpResult, len(rs))
+	for i, r := range rs {
+		out[i] = OpResult{Code: string(r.Code), Revision: r.Revision, AsOf: r.AsOf, Current: r.Current, Members: FromOpResults(r.Members)}
+	}
+	return out
+}
+
+// ToOpResults is the inverse of FromOpResults.
+func ToOpResults(rs []OpResult) []command.OpResult {
+	if len(rs) == 0 {
+		return nil
+	}
+	out := make([]command.OpResult, len(rs))
+	for i, r := range rs {
+		out[i] = command.OpResult{Code: kv.Code(r.Code), Revision: r.Revision, AsOf: r.AsOf, Current: r.Current, Members: ToOpResults(r.Members)}
+	}
+	return out
 }
 
 // ProposeResult answers MethodPropose.
