@@ -29,16 +29,36 @@ func (c *Cache) BeginWrite(ns kv.NamespaceID, key string) *Write {
 func (w *Write) Done(e *Entry) error {
 	defer w.Abandon()
 	c := w.c
-	if cmp := e.Epoch.Compare(c.view.Load().epoch); cmp < 0 {
-		return kv.Errorf(kv.CodeOutcomeUnknown, "the mesh began a new epoch while the write was under way; read the key to see whether it is there")
-	} else if cmp > 0 {
-		c.Adopt(e.Epoch, 0)
+	if err := w.enter(e.Epoch); err != nil {
+		return err
 	}
 	e.Namespace, e.Key, e.ProvenAt = w.ns, w.key, w.sent
 	if mutProvenAtArrival {
 		e.ProvenAt = c.Now()
 	}
 	c.store(w.reg, e)
+	return nil
+}
+
+// Forget is Done for a write whose new state is not to be held: later reads here are not older than rev, the revision that
+// the write took.
+func (w *Write) Forget(epoch kv.Epoch, rev kv.Revision) error {
+	defer w.Abandon()
+	if err := w.enter(epoch); err != nil {
+		return err
+	}
+	w.c.remember(epoch, w.ns, w.key, rev)
+	return nil
+}
+
+// enter adopts the epoch of an acknowledged write, if it is a greater one, and fails when it is superseded.
+func (w *Write) enter(epoch kv.Epoch) error {
+	switch cmp := epoch.Compare(w.c.view.Load().epoch); {
+	case cmp < 0:
+		return kv.Errorf(kv.CodeOutcomeUnknown, "the mesh began a new epoch while the write was under way; read the key to see whether it is there")
+	case cmp > 0:
+		w.c.Adopt(epoch, 0)
+	}
 	return nil
 }
 

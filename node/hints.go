@@ -52,13 +52,6 @@ func newHinter(log *slog.Logger, reg prometheus.Registerer) *hinter {
 	return h
 }
 
-// changed tells the mesh that one key changed.
-func (h *hinter) changed(epoch kv.Epoch, rev kv.Revision, ns kv.NamespaceID, key string) {
-	h.send(kv.Record{
-		Epoch: epoch, Prev: rev - 1, To: rev, Kind: kv.RecordKeys, Hashes: []uint64{feed.NewHasher(epoch).Key(ns, key)},
-	})
-}
-
 // send spreads a record; one that is too large goes as several that cover the same revisions.
 func (h *hinter) send(rec kv.Record) {
 	if rec.Kind != kv.RecordNamespace && (rec.Kind != kv.RecordKeys || len(rec.Hashes) == 0) {

@@ -9,4 +9,6 @@ const (
 	mutProofAgeZero   = false
 	mutProofNoW       = false
 	mutProbeAtArrival = false
+	mutTxnNotShown    = false
+	mutBulkUnordered  = false
 )

@@ -12,6 +12,8 @@ var (
 	mutProofAgeZero   = mutating("proof-age-zero")   // a relayed proof counts as the leader's own
 	mutProofNoW       = mutating("proof-no-w")       // a relayed proof says nothing about W
 	mutProbeAtArrival = mutating("probe-at-arrival") // F is when the answer arrived
+	mutTxnNotShown    = mutating("txn-not-shown")    // I7: what a condition has met is told and not noted
+	mutBulkUnordered  = mutating("bulk-unordered")   // writes of one key overtake each other
 )
 
 func mutating(name string) bool { return os.Getenv("KVMESH_MUTANT") == name }

@@ -21,6 +21,7 @@ type service struct {
 	blobs    *blobTransfer
 	lists    *lister
 	hints    *hinter
+	bulk     *bulkGate
 	kek      *seal.KEK
 	dir      *directory
 	status   func(ctx context.Context) (*api.ClusterStatus, error)

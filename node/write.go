@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 
-	"kvmesh/cache"
 	"kvmesh/node/api"
 	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/kv"
@@ -17,94 +16,56 @@ import (
 // Put seals the value, registers the key as in flight, has the write committed, stores the result in the own cache, tells
 // the mesh by a hint, and only then answers.
 func (s *service) Put(ctx context.Context, req api.PutRequest) (api.WriteResult, error) {
-	dataKey, err := s.control.dataKey(req.Namespace.ID)
+	v, err := s.stage(ctx, req)
 	if err != nil {
 		return api.WriteResult{}, err
 	}
-	op := command.Op{
-		Kind: command.KindPut, Namespace: req.Namespace.ID, Key: req.Key, Cond: commandCond(req.Cond),
-		WriteID: kv.NewWriteID(), Expiry: req.Expiry,
-	}
-	if req.Metadata != nil {
-		if op.Metadata, err = dataKey.Seal(seal.FieldMetadata, op.Namespace, op.Key, op.WriteID, req.Metadata); err != nil {
-			return api.WriteResult{}, err
-		}
-	}
-	value, err := s.sealBody(ctx, dataKey, &op, req)
-	if err != nil {
-		return api.WriteResult{}, err
-	}
-	w := s.cache.BeginWrite(op.Namespace, op.Key)
-	defer w.Abandon()
-	res, r, err := s.commit(ctx, op)
-	if err != nil {
-		return api.WriteResult{}, err
-	}
-	err = w.Done(&cache.Entry{
-		Epoch: res.Epoch, Revision: r.Revision, AsOf: r.AsOf, Expiry: op.Expiry, Size: op.Size,
-		WriteID: op.WriteID, Blob: op.Blob, Metadata: req.Metadata, Value: value,
+	return s.writeOne(ctx, api.Write{
+		Namespace: req.Namespace, Key: req.Key, Value: v, Metadata: req.Metadata, Expiry: req.Expiry, Cond: req.Cond,
 	})
-	if err != nil {
-		return api.WriteResult{}, err
-	}
-	s.hints.changed(res.Epoch, r.Revision, op.Namespace, op.Key)
-	return api.WriteResult{Epoch: res.Epoch, Revision: r.Revision, AsOf: r.AsOf, Expiry: op.Expiry}, nil
 }
 
 // Delete removes one key. Deleting a missing key succeeds and changes nothing.
 func (s *service) Delete(ctx context.Context, req api.DeleteRequest) (api.WriteResult, error) {
-	op := command.Op{Kind: command.KindDelete, Namespace: req.Namespace.ID, Key: req.Key, Cond: commandCond(req.Cond)}
-	w := s.cache.BeginWrite(op.Namespace, op.Key)
-	defer w.Abandon()
-	res, r, err := s.commit(ctx, op)
+	return s.writeOne(ctx, api.Write{Namespace: req.Namespace, Key: req.Key, Cond: req.Cond})
+}
+
+func (s *service) writeOne(ctx context.Context, w api.Write) (api.WriteResult, error) {
+	p, err := s.prepare(w)
 	if err != nil {
 		return api.WriteResult{}, err
 	}
-	if err := w.Done(&cache.Entry{Epoch: res.Epoch, AsOf: r.AsOf, Absent: true}); err != nil {
-		return api.WriteResult{}, err
-	}
-	if r.Revision > 0 {
-		s.hints.changed(res.Epoch, r.Revision, op.Namespace, op.Key)
-	}
-	return api.WriteResult{Epoch: res.Epoch, Revision: r.Revision, AsOf: r.AsOf}, nil
+	done := s.carryOut(ctx, []*pending{p})
+	return done[0].res, done[0].err
 }
 
-func commandCond(c api.Cond) command.Cond {
-	kind := map[api.CondKind]command.CondKind{
-		api.CondNone: command.CondNone, api.CondAbsent: command.CondAbsent,
-		api.CondPresent: command.CondPresent, api.CondETag: command.CondRevision,
-	}[c.Kind]
-	return command.Cond{Kind: kind, EpochTag: c.EpochTag, Revision: c.Revision}
-}
-
-// commit proposes one operation and turns its outcome into an error where it is one.
+// commit proposes one operation of the control state and turns its outcome into an error where it is one.
 func (s *service) commit(ctx context.Context, op command.Op) (command.Result, command.OpResult, error) {
 	res, err := s.proposer.propose(ctx, []command.Op{op})
 	if err != nil {
 		return res, command.OpResult{}, err
 	}
-	r := res.Ops[0]
+	return res, res.Ops[0], refused(&op, res.Ops[0])
+}
+
+// refused is what a client is told of an operation that the state machine did not carry out; nil when it did.
+func refused(op *command.Op, r command.OpResult) error {
 	switch r.Code {
 	case "":
-		return res, r, nil
+		return nil
 	case kv.CodeConditionFailed:
-		shown := r.Current
-		if shown == 0 { // an absence, as of the state that was looked at
-			shown = r.AsOf
-		}
-		s.cache.Shown(res.Epoch, op.Namespace, op.Key, shown)
 		e := kv.Errorf(r.Code, "the condition does not hold: the key does not exist")
 		if r.Current > 0 {
 			e = kv.Errorf(r.Code, "the condition does not hold: the key is at revision %d", r.Current)
 		}
 		e.Revision = r.Current
-		return res, r, e
+		return e
 	case kv.CodeNamespaceNotFound:
-		return res, r, kv.FieldErrorf(r.Code, "namespace", "the namespace does not exist any more")
+		return kv.FieldErrorf(r.Code, "namespace", "the namespace does not exist any more")
 	case kv.CodeNamespaceExists:
-		return res, r, kv.FieldErrorf(r.Code, "title", "there is a namespace %q already; choose another title", op.Title)
+		return kv.FieldErrorf(r.Code, "title", "there is a namespace %q already; choose another title", op.Title)
 	}
-	return res, r, kv.Errorf(r.Code, "the store refused the operation")
+	return kv.Errorf(r.Code, "the store refused the operation")
 }
 
 // sealBody reads the value to its end and seals it into op: inline when it is small, else streamed to the voters as a

@@ -29,6 +29,8 @@ var statuses = map[kv.Code]int{
 	kv.CodeNamespaceNotFound: http.StatusNotFound,
 	kv.CodeNamespaceExists:   http.StatusConflict,
 	kv.CodeConditionFailed:   http.StatusPreconditionFailed,
+	kv.CodeConflict:          http.StatusConflict,
+	kv.CodeTooLarge:          http.StatusRequestEntityTooLarge,
 	kv.CodeUnauthorized:      http.StatusUnauthorized,
 	kv.CodeNotFound:          http.StatusNotFound,
 	kv.CodeMethodNotAllowed:  http.StatusMethodNotAllowed,

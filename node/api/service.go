@@ -27,6 +27,7 @@ type Service interface {
 	Put(ctx context.Context, req PutRequest) (WriteResult, error)
 	Delete(ctx context.Context, req DeleteRequest) (WriteResult, error)
 	List(ctx context.Context, req ListRequest) (*ListPage, error)
+	Writer
 
 	// MeshTime is the present mesh time, by which every expiry is judged.
 	MeshTime() time.Time
@@ -101,13 +102,14 @@ const (
 	CondAbsent           // If-None-Match: *
 	CondPresent          // If-Match: *
 	CondETag             // If-Match: "<etag>"
+	CondRevision         // Revision, of the history that the mesh is in; EpochTag is not looked at
 )
 
 // Cond is the condition of a write.
 type Cond struct {
 	Kind     CondKind
 	EpochTag [4]byte // last four bytes of the epoch (CondETag)
-	Revision kv.Revision
+	Revision kv.Revision // CondETag, CondRevision
 }
 
 // PutRequest writes one key.

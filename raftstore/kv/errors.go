@@ -26,6 +26,8 @@ const (
 	CodeNamespaceNotFound Code = "namespace_not_found"
 	CodeNamespaceExists   Code = "namespace_exists"
 	CodeConditionFailed   Code = "condition_failed"
+	CodeConflict          Code = "conflict"          // a transaction whose comparisons do not hold
+	CodeTooLarge          Code = "request_too_large" // a call of too many items, or of too many bytes in all
 	CodeUnauthorized      Code = "unauthorized"
 	CodeNotFound          Code = "not_found"
 	CodeMethodNotAllowed  Code = "method_not_allowed"
