@@ -151,14 +151,14 @@ func TestAgainstEncodingJSON(t *testing.T) {
 // TestValueErrorsLeaveTheDocument: whatever is wrong with one value, the next one can be read.
 func TestValueErrorsLeaveTheDocument(t *testing.T) {
 	for value, read := range map[string]func(*Reader) error{
-		`{"a":[1,"x]"]}`: func(r *Reader) error { _, err := r.String(9); return err },
-		`17`:             func(r *Reader) error { _, err := r.String(9); return err },
-		`"0123456789"`:   func(r *Reader) error { _, err := r.String(9); return err },
-		`"\ud800 \" ]"`:  func(r *Reader) error { _, err := r.String(99); return err },
-		"\"\xff\\\"]\"":  func(r *Reader) error { _, err := r.String(99); return err },
-		`"text"`:         func(r *Reader) error { _, err := r.Int(); return err },
-		`1.5`:            func(r *Reader) error { _, err := r.Int(); return err },
-		`1e3`:            func(r *Reader) error { _, err := r.Int(); return err },
+		`{"a":[1,"x]"]}`:       func(r *Reader) error { _, err := r.String(9); return err },
+		`17`:                   func(r *Reader) error { _, err := r.String(9); return err },
+		`"0123456789"`:         func(r *Reader) error { _, err := r.String(9); return err },
+		`"\ud800 \" ]"`:        func(r *Reader) error { _, err := r.String(99); return err },
+		"\"\xff\\\"]\"":        func(r *Reader) error { _, err := r.String(99); return err },
+		`"text"`:               func(r *Reader) error { _, err := r.Int(); return err },
+		`1.5`:                  func(r *Reader) error { _, err := r.Int(); return err },
+		`1e3`:                  func(r *Reader) error { _, err := r.Int(); return err },
 		`99999999999999999999`: func(r *Reader) error { _, err := r.Int(); return err },
 		`null`:                 func(r *Reader) error { _, err := r.Bool(); return err },
 		`[1,2,3]`:              func(r *Reader) error { return r.Object(func(string) error { return nil }) },
