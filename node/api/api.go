@@ -37,6 +37,8 @@ type Options struct {
 	Metrics prometheus.Registerer
 	// MaxBody is the largest value in bytes; 0 = kv.MaxValueBytes.
 	MaxBody int64
+	// MaxDoc is the largest body of a bulk call or a transaction in bytes; 0 = 100 MB.
+	MaxDoc int64
 	// Timeout ends a call, or the body of one, that makes no progress; 0 = DefaultTimeout.
 	Timeout time.Duration
 }
@@ -47,7 +49,7 @@ func New(o Options) http.Handler {
 	s := &surface{
 		svc: o.Service, auth: o.Auth, log: o.Logger,
 		metrics: newMetrics(o.Metrics),
-		maxBody: o.MaxBody, timeout: o.Timeout,
+		maxBody: o.MaxBody, maxDoc: o.MaxDoc, timeout: o.Timeout,
 		routes:  routes(),
 		buffers: sync.Pool{New: func() any { b := make([]byte, copyBufferBytes); return &b }},
 	}
@@ -56,6 +58,9 @@ func New(o Options) http.Handler {
 	}
 	if s.maxBody == 0 {
 		s.maxBody = kv.MaxValueBytes
+	}
+	if s.maxDoc == 0 {
+		s.maxDoc = maxDocBody
 	}
 	if s.timeout == 0 {
 		s.timeout = DefaultTimeout
@@ -70,6 +75,7 @@ type surface struct {
 	log     *slog.Logger
 	metrics *metrics
 	maxBody int64
+	maxDoc  int64
 	timeout time.Duration
 	routes  []resource
 	buffers sync.Pool // of *[]byte, copyBufferBytes each
@@ -122,17 +128,7 @@ func (s *surface) serve(c *call) error {
 // fail answers err. When the answer has begun already, all that is left is to cut it, so that the client does not take
 // it for complete.
 func (s *surface) fail(c *call, err error) {
-	e := asError(err)
-	c.code = e.Code
-	c.gone = c.r.Context().Err() != nil
-	switch {
-	case c.gone:
-		s.log.Debug("client went away", "route", c.route)
-	case e.Code == kv.CodeInternal:
-		s.log.Error("request failed", "route", c.route, "err", err)
-	case e.Code == kv.CodeOutcomeUnknown:
-		s.log.Warn("outcome of a write unknown", "route", c.route, "err", err)
-	}
+	s.note(c, err)
 	if c.w.status != 0 {
 		if !c.gone {
 			s.log.Warn("answer cut short", "route", c.route, "sent", c.w.bytes, "err", err)
@@ -140,6 +136,20 @@ func (s *surface) fail(c *call, err error) {
 		panic(http.ErrAbortHandler)
 	}
 	WriteError(c.w, c.r, err)
+}
+
+// note counts and logs the failure of a call.
+func (s *surface) note(c *call, err error) {
+	c.code = asError(err).Code
+	c.gone = c.r.Context().Err() != nil
+	switch {
+	case c.gone:
+		s.log.Debug("client went away", "route", c.route)
+	case c.code == kv.CodeInternal:
+		s.log.Error("request failed", "route", c.route, "err", err)
+	case c.code == kv.CodeOutcomeUnknown:
+		s.log.Warn("outcome of a write unknown", "route", c.route, "err", err)
+	}
 }
 
 // finish counts and logs a call, and turns a panic into an answer when none has begun. It is deferred.

@@ -102,9 +102,19 @@ func writeErrorStatus(w http.ResponseWriter, r *http.Request, status int, e *kv.
 	case kv.CodeUnauthorized:
 		h.Set("WWW-Authenticate", "Bearer")
 	case kv.CodeConditionFailed:
-		e = conditionFailed(r, e)
+		field := "If-Match"
+		if len(r.Header.Values(field)) == 0 {
+			field = "If-None-Match"
+		}
+		e = conditionFailed(e, field)
 		h.Set("Kv-Revision", strconv.FormatUint(uint64(e.Revision), 10))
 	}
+	retryHeader(h, status, e)
+	writeJSON(w, r, status, errorJSON{errorBody(e)})
+}
+
+// retryHeader says when to send the request again, where that will help.
+func retryHeader(h http.Header, status int, e *kv.Error) {
 	// A write whose outcome is unknown must be looked at before it is sent again, not after a delay.
 	retriable := status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests
 	if retriable && e.Code != kv.CodeOutcomeUnknown {
@@ -114,16 +124,13 @@ func writeErrorStatus(w http.ResponseWriter, r *http.Request, status int, e *kv.
 		}
 		h.Set("Retry-After", strconv.FormatInt(int64((wait+time.Second-1)/time.Second), 10))
 	}
-	writeJSON(w, r, status, errorBody(e))
 }
 
-// conditionFailed returns e with a message that names the revision that the condition met, and with the header as its
+// conditionFailed returns e with a message that names the revision that the condition met, and with the condition as its
 // field.
-func conditionFailed(r *http.Request, e *kv.Error) *kv.Error {
+func conditionFailed(e *kv.Error, field string) *kv.Error {
 	told := *e
-	if told.Field = "If-Match"; len(r.Header.Values("If-Match")) == 0 {
-		told.Field = "If-None-Match"
-	}
+	told.Field = field
 	if e.Revision == 0 {
 		told.Message = "the condition does not hold: the key does not exist"
 	} else {
@@ -134,18 +141,16 @@ func conditionFailed(r *http.Request, e *kv.Error) *kv.Error {
 
 // errorJSON is the body of every error.
 type errorJSON struct {
-	Error struct {
-		Code    kv.Code `json:"code"`
-		Message string  `json:"message"`
-		Field   string  `json:"field,omitempty"`
-	} `json:"error"`
+	Error errorDoc `json:"error"`
 }
 
-func errorBody(e *kv.Error) errorJSON {
-	var b errorJSON
-	b.Error.Code, b.Error.Message, b.Error.Field = e.Code, e.Message, e.Field
-	return b
+type errorDoc struct {
+	Code    kv.Code `json:"code"`
+	Message string  `json:"message"`
+	Field   string  `json:"field,omitempty"`
 }
+
+func errorBody(e *kv.Error) errorDoc { return errorDoc{e.Code, e.Message, e.Field} }
 
 // writeJSON answers with one small JSON document, which is built whole before the header goes out.
 func writeJSON(w http.ResponseWriter, r *http.Request, status int, doc any) {

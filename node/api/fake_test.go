@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"io"
+	"iter"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -40,10 +41,14 @@ type fakeService struct {
 	calls    int
 	gets     []GetRequest
 	lists    []ListRequest
+	staged   []*fakeStaged
+	txns     []TxnRequest
 
 	// onGet and onPut, when set, replace the method; they are set before the first call.
 	onGet func(ctx context.Context, req GetRequest) (*Value, error)
 	onPut func(ctx context.Context, req PutRequest) (WriteResult, error)
+
+	onWriteEach func(ctx context.Context, writes iter.Seq2[Write, func(WriteResult, error)]) error
 	// err, when set, is what every method returns.
 	err error
 }

@@ -106,7 +106,7 @@ func refusal(p []byte) ([]byte, bool) {
 	if status >= 500 {
 		e.Code = kv.CodeUnsupportedByPeer
 	}
-	body, err := marshal(errorBody(e))
+	body, err := marshal(errorJSON{errorBody(e)})
 	if err != nil {
 		return nil, false
 	}

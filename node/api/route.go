@@ -43,6 +43,10 @@ func routes() []resource {
 				[]string{paramPrefix, paramLimit, paramCursor, paramValues, paramDelimiter, paramConsistency},
 				(*surface).listKeys,
 			},
+			http.MethodPost: {"kv_bulk", []string{paramCacheTTL, paramConsistency}, (*surface).bulk},
+		}},
+		{"/v1/txn", map[string]endpoint{
+			http.MethodPost: {"txn", nil, (*surface).txn},
 		}},
 		{"/v1/namespaces/{namespace...}", map[string]endpoint{
 			http.MethodGet:    {"namespace_get", nil, (*surface).getNamespace},

@@ -44,11 +44,11 @@ func TestEveryRouteAsksForAuthorisation(t *testing.T) {
 func TestEveryRouteAnswers(t *testing.T) {
 	want := map[string]string{
 		"/v1/kv/default/k":       "GET 200 HEAD 200 PUT 200 DELETE 200 POST 405",
-		"/v1/kv/default":         "GET 200 HEAD 200 PUT 405 DELETE 405 POST 501",
+		"/v1/kv/default":         "GET 200 HEAD 200 PUT 405 DELETE 405 POST 400",
 		"/v1/namespaces/default": "GET 200 HEAD 200 PUT 200 DELETE 200 POST 405",
 		"/v1/namespaces":         "GET 200 HEAD 200 PUT 405 DELETE 405 POST 405",
 		"/v1/cluster":            "GET 200 HEAD 200 PUT 405 DELETE 405 POST 405",
-		"/v1/txn":                "GET 405 HEAD 405 PUT 405 DELETE 405 POST 501",
+		"/v1/txn":                "GET 405 HEAD 405 PUT 405 DELETE 405 POST 400",
 		"/v1/watch/default":      "GET 501 HEAD 501 PUT 405 DELETE 405 POST 405",
 		"/v1/kv":                 "GET 404 HEAD 404 PUT 404 DELETE 404 POST 404",
 		"/v1/namespaces2":        "GET 404 HEAD 404 PUT 404 DELETE 404 POST 404",

@@ -98,17 +98,17 @@ type CondKind uint8
 
 // The conditions.
 const (
-	CondNone    CondKind = iota
-	CondAbsent           // If-None-Match: *
-	CondPresent          // If-Match: *
-	CondETag             // If-Match: "<etag>"
-	CondRevision         // Revision, of the history that the mesh is in; EpochTag is not looked at
+	CondNone     CondKind = iota
+	CondAbsent            // If-None-Match: *
+	CondPresent           // If-Match: *
+	CondETag              // If-Match: "<etag>"
+	CondRevision          // Revision, of the history that the mesh is in; EpochTag is not looked at
 )
 
 // Cond is the condition of a write.
 type Cond struct {
 	Kind     CondKind
-	EpochTag [4]byte // last four bytes of the epoch (CondETag)
+	EpochTag [4]byte     // last four bytes of the epoch (CondETag)
 	Revision kv.Revision // CondETag, CondRevision
 }
 

@@ -10,8 +10,6 @@ var unsupported = struct {
 	calls []resource
 }{
 	calls: []resource{
-		{"/v1/kv/{namespace}", map[string]endpoint{"POST": {"kv_bulk", nil, unsupportedCall("the bulk call")}}},
-		{"/v1/txn", map[string]endpoint{"POST": {"txn", nil, unsupportedCall("the transaction call")}}},
 		{"/v1/watch/{namespace}", map[string]endpoint{"GET": {"watch", nil, unsupportedCall("the watch call")}}},
 	},
 }

@@ -67,7 +67,7 @@ func (s *surface) getValue(c *call) error {
 	freshnessHeaders(h, v)
 	// The service judged expiry when it looked; what has expired since is absent too.
 	if v.Absent || (v.Expiry != 0 && expired(v.Expiry, s.svc.MeshTime())) {
-		return kv.Errorf(kv.CodeKeyNotFound, "the key does not exist in this namespace")
+		return errKeyNotFound()
 	}
 	tag := etag(v.Epoch, v.Revision)
 	stateHeaders(h, tag, v.Revision, v.Expiry)
@@ -94,6 +94,10 @@ func (s *surface) lookup(c *call, ttl time.Duration) (*Value, error) {
 	return s.svc.Get(ctx, GetRequest{
 		Namespace: ns, Key: c.rest, CacheTTL: ttl, HeadOnly: c.r.Method == http.MethodHead, Consistency: c.demands,
 	})
+}
+
+func errKeyNotFound() *kv.Error {
+	return kv.Errorf(kv.CodeKeyNotFound, "the key does not exist in this namespace")
 }
 
 // expired reports whether mesh time has reached a key's expiry.
