@@ -59,17 +59,26 @@ func newStoreRig(t *testing.T) *storeRig {
 
 func (r *storeRig) apply(ops ...command.Op) kv.Revision {
 	r.t.Helper()
-	r.index++
-	res, err := r.state.Apply([]state.Entry{{Index: r.index, Term: 1, Batch: command.Batch{Ops: ops}}})
+	res, err := r.commit(command.Batch{Ops: ops})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	for _, o := range res[0].Ops {
+	for _, o := range res.Ops {
 		if o.Code != "" {
-			r.t.Fatalf("%+v", res[0])
+			r.t.Fatalf("%+v", res)
 		}
 	}
-	return res[0].Revision
+	return res.Revision
+}
+
+// commit applies one batch, whatever becomes of its operations.
+func (r *storeRig) commit(b command.Batch) (command.Result, error) {
+	r.index++
+	res, err := r.state.Apply([]state.Entry{{Index: r.index, Term: 1, Batch: b}})
+	if err != nil {
+		return command.Result{}, err
+	}
+	return res[0], nil
 }
 
 func putIn(ns kv.NamespaceID, key string) command.Op {

@@ -8,6 +8,7 @@ import (
 
 	"kvmesh/cache"
 	"kvmesh/node/api"
+	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/kv"
 	"kvmesh/raftstore/seal"
 )
@@ -17,10 +18,10 @@ type service struct {
 	cache    *cache.Cache
 	control  *controlState
 	clock    *meshClock
-	proposer *proposer
+	proposer committer
 	blobs    *blobTransfer
 	lists    *lister
-	hints    *hinter
+	hints    spreader
 	bulk     *bulkGate
 	kek      *seal.KEK
 	dir      *directory
@@ -28,6 +29,16 @@ type service struct {
 }
 
 var _ api.Service = (*service)(nil)
+
+// committer has operations committed as one batch; see proposer.propose for its errors.
+type committer interface {
+	propose(ctx context.Context, ops []command.Op) (command.Result, error)
+}
+
+// spreader tells the mesh of changes by hints, as far as there is room for them. It does not block.
+type spreader interface {
+	send(rec kv.Record)
+}
 
 // Namespace resolves an id or a title.
 func (s *service) Namespace(ctx context.Context, ref string) (kv.Namespace, error) {
