@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"kvmesh/cache"
 	"kvmesh/node/api"
 	"kvmesh/raftstore/command"
@@ -48,7 +50,12 @@ func newWriteRig(t *testing.T) *writeRig {
 	if err := control.take(kv.Control{Epoch: firstEpoch, Revision: 1, Namespaces: []kv.Namespace{r.ns}}); err != nil {
 		t.Fatal(err)
 	}
-	r.service = &service{cache: newReader(t, r.store), control: control, proposer: r, bulk: newBulkGate()}
+	all := cache.New(cache.Options{ // large enough for all that a test writes
+		Bytes: 64 << 20, Asker: r.store, Metrics: prometheus.NewRegistry(), Clock: func() cache.Mono { return time.Hour },
+		Logger: slog.New(slog.DiscardHandler),
+	})
+	t.Cleanup(all.Close)
+	r.service = &service{cache: all, control: control, proposer: r, bulk: newBulkGate()}
 	r.service.hints = r
 	r.cache.Adopt(firstEpoch, 1)
 	return r
