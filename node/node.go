@@ -330,7 +330,7 @@ func (n *Node) openService() {
 	}
 	n.service = &service{
 		cache: n.cache, control: n.control, clock: n.clock, blobs: n.blobs, hints: n.hints, kek: n.kek, dir: n.dir,
-		bulk: newBulkGate(),
+		bulk:     newBulkGate(),
 		proposer: &proposer{self: n.id.nodeID, dir: n.dir, rpc: n.rpc, store: n.store},
 		lists: &lister{
 			self: n.id.nodeID, dir: n.dir, rpc: n.rpc, cache: n.cache, control: n.control, local: n.answerer, cursorKey: cursorKey,

@@ -22,11 +22,12 @@ func rangeApplies(r *http.Request, tag string) bool {
 // error means that the part lies beyond the value.
 func parseRange(header string, size int64) (span, int, error) {
 	whole := span{length: size}
-	spec, ok := strings.CutPrefix(header, "bytes=")
-	if !ok {
+	unit, spec, ok := strings.Cut(header, "=")
+	if !ok || !strings.EqualFold(unit, "bytes") {
 		return whole, http.StatusOK, nil
 	}
-	first, last, ok := strings.Cut(strings.Trim(spec, " \t"), "-")
+	// A list may have empty elements (RFC 9110, 5.6.1).
+	first, last, ok := strings.Cut(strings.Trim(spec, " \t,"), "-")
 	start, hasStart := natural(first)
 	end, hasEnd := natural(last)
 	if !ok || (first != "" && !hasStart) || (last != "" && !hasEnd) || (!hasStart && !hasEnd) || (hasStart && hasEnd && end < start) {

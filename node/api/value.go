@@ -161,7 +161,7 @@ func (s *surface) sendValue(c *call, v *Value, tag string) error {
 	status := http.StatusOK
 	if c.r.Method == http.MethodGet && rangeApplies(c.r, tag) {
 		var err error
-		if part, status, err = parseRange(c.r.Header.Get("Range"), v.Size); err != nil {
+		if part, status, err = parseRange(strings.Join(c.r.Header.Values("Range"), ","), v.Size); err != nil {
 			h.Set("Content-Range", fmt.Sprintf("bytes */%d", v.Size))
 			// The one status that has no code of its own.
 			c.code = kv.CodeInvalidParameter

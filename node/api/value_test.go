@@ -241,6 +241,11 @@ func TestRanges(t *testing.T) {
 			{"bytes=2-4", tag1, 206, "234", "bytes 2-4/10"},
 			{"bytes=2-4", `"deadbeef-2"`, 200, "0123456789", ""},
 			{"bytes=2-4", "Mon, 01 Jan 2024 00:00:00 GMT", 200, "0123456789", ""},
+			{"Bytes=2-4", "", 206, "234", "bytes 2-4/10"},
+			{"bytes= ,2-4 ,", "", 206, "234", "bytes 2-4/10"},
+			{"bytes=2-4", "W/" + tag1, 200, "0123456789", ""},
+			{"bytes=10-", tag1, 416, "", "bytes */10"},
+			{"bytes=10-", `"deadbeef-2"`, 200, "0123456789", ""},
 			{"bytes=10-", "", 416, "", "bytes */10"},
 			{"bytes=-0", "", 416, "", "bytes */10"},
 			{"bytes=4-2", "", 200, "0123456789", ""},
@@ -263,7 +268,25 @@ func TestRanges(t *testing.T) {
 				t.Errorf("%s: body %q", tc.spec, w.Body)
 			}
 		}
-		if w := r.do("HEAD", "/v1/kv/default/k", "", "Range", "bytes=1-2"); w.Code != 200 || w.Header().Get("Content-Length") != "10" {
+		// What is conditional comes first (RFC 9110, 13.2.2), and several ranges are none.
+		for _, tc := range []struct {
+			headers []string
+			status  int
+		}{
+			{[]string{"If-None-Match", tag1, "Range", "bytes=2-4"}, 304},
+			{[]string{"If-None-Match", tag1, "Range", "bytes=10-"}, 304},
+			{[]string{"If-Match", `"deadbeef-2"`, "Range", "bytes=2-4"}, 412},
+			{[]string{"If-Match", `"deadbeef-2"`, "If-Range", tag1, "Range", "bytes=10-"}, 412},
+			{[]string{"If-Match", tag1, "If-None-Match", `"deadbeef-2"`, "If-Range", tag1, "Range", "bytes=2-4"}, 206},
+			{[]string{"If-Range", tag1}, 200},
+			{[]string{"Range", "bytes=2-4", "Range", "bytes=6-7"}, 200},
+		} {
+			w := r.do("GET", "/v1/kv/default/k", "", tc.headers...)
+			if w.Code != tc.status || w.Header().Get("ETag") != tag1 || w.Code == 304 && w.Body.Len() > 0 {
+				t.Errorf("%v: %d %v", tc.headers, w.Code, w.Header())
+			}
+		}
+		if w := r.do("HEAD", "/v1/kv/default/k", "", "Range", "bytes=1-2"); w.Code != 200 || w.Header().Get("Content-Length") != "10" || w.Header().Get("Accept-Ranges") != "bytes" {
 			t.Errorf("HEAD with a range: %d %v", w.Code, w.Header())
 		}
 	}
