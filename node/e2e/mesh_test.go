@@ -98,6 +98,12 @@ func TestMesh(t *testing.T) {
 		{"bad input", testBadInput},
 		{"body length", testBodyLength},
 		{"large values", testLarge},
+		{"ranges", testRanges},
+		{"bulk", testBulk},
+		{"bulk in order", testBulkOrder},
+		{"bulk limits", testBulkLimits},
+		{"transactions", testTransactions},
+		{"transfers", testTransfers},
 		{"status", testStatus},
 	} {
 		t.Run(sub.name, func(t *testing.T) { sub.run(t, w) })
