@@ -154,6 +154,8 @@ func remedy(code kv.Code) string {
 		return `See "kvmesh namespace list", or make it with "kvmesh namespace create TITLE".`
 	case kv.CodeNamespaceExists:
 		return `See "kvmesh namespace list", or choose another title.`
+	case kv.CodeConflict:
+		return `Read the keys again; "kvmesh key get KEY -o json" shows their revisions.`
 	case kv.CodeConditionFailed:
 		return `Read the key again; "kvmesh key get KEY -o json" shows its etag.`
 	case kv.CodeNoLeader, kv.CodeNoQuorum:

@@ -37,11 +37,16 @@ type fakeNode struct {
 	*httptest.Server
 	token   string
 	cluster string // the answer of /v1/cluster
+	// txnStatus and txnAnswer are the answer of /v1/txn.
+	txnStatus int
+	txnAnswer string
 	// before sees each request first, and answers it itself when it returns true.
 	before func(http.ResponseWriter, *http.Request) bool
 
 	mu       sync.Mutex // guards all below
 	revision uint64
+	txns     []string                         // documents
+	bulks    []int                            // items of each bulk call
 	titles   map[string]string                // id → title
 	data     map[string]map[string]*fakeValue // id → key
 	requests int
@@ -105,7 +110,10 @@ func (f *fakeNode) serve(w http.ResponseWriter, r *http.Request, body []byte) er
 		if err != nil {
 			return err
 		}
-		if !hasKey {
+		switch {
+		case !hasKey && r.Method == http.MethodPost:
+			return f.bulk(w, rawNS, f.data[id], body)
+		case !hasKey:
 			return f.list(w, r, f.data[id])
 		}
 		key, err := client.UnescapeSegment(rawKey)
@@ -116,6 +124,8 @@ func (f *fakeNode) serve(w http.ResponseWriter, r *http.Request, body []byte) er
 			return err
 		}
 		return f.value(w, r, f.data[id], key, body)
+	case path == "/v1/txn":
+		return f.txn(w, body)
 	case path == "/v1/namespaces":
 		doc := map[string][]client.Namespace{}
 		for _, id := range slices.Sorted(maps.Keys(f.titles)) {
@@ -228,6 +238,67 @@ func (f *fakeNode) value(w http.ResponseWriter, r *http.Request, data map[string
 		return err
 	}
 	return nil
+}
+
+// bulk carries out the puts of a bulk call as if each were a call of its own.
+func (f *fakeNode) bulk(w http.ResponseWriter, ns string, data map[string]*fakeValue, body []byte) error {
+	var doc struct {
+		Put []struct {
+			Key        string          `json:"key"`
+			Value      *string         `json:"value"`
+			Base64     []byte          `json:"value_base64"`
+			Metadata   json.RawMessage `json:"metadata"`
+			Expiration int64           `json:"expiration"`
+		} `json:"put"`
+	}
+	if err := json.Unmarshal(body, &doc); err != nil {
+		return kv.Errorf(kv.CodeInvalidBody, "%v", err)
+	}
+	f.bulks = append(f.bulks, len(doc.Put))
+	type outcome struct {
+		Key    string `json:"key"`
+		Status int    `json:"status"`
+		Error  any    `json:"error,omitempty"`
+	}
+	var out struct {
+		Put []outcome `json:"put"`
+	}
+	for _, p := range doc.Put {
+		target := "/v1/kv/" + ns + "/" + client.EscapeSegment(p.Key)
+		if p.Expiration != 0 {
+			target += "?expiration=" + strconv.FormatInt(p.Expiration, 10)
+		}
+		req := httptest.NewRequest(http.MethodPut, target, nil)
+		if p.Metadata != nil {
+			req.Header.Set("Kv-Metadata", string(p.Metadata))
+		}
+		value := p.Base64
+		if p.Value != nil {
+			value = []byte(*p.Value)
+		}
+		rec := httptest.NewRecorder()
+		f.mu.Unlock() // before may use it
+		answered := f.before != nil && f.before(rec, req)
+		f.mu.Lock()
+		if !answered {
+			if err := f.value(rec, req, data, p.Key, value); err != nil {
+				f.refuse(rec, err.(*kv.Error))
+			}
+		}
+		var failed struct{ Error any }
+		_ = json.Unmarshal(rec.Body.Bytes(), &failed) // empty after a success
+		out.Put = append(out.Put, outcome{p.Key, rec.Code, failed.Error})
+	}
+	writeJSON(w, out)
+	return nil
+}
+
+// txn answers as the test has said.
+func (f *fakeNode) txn(w http.ResponseWriter, body []byte) error {
+	f.txns = append(f.txns, string(body))
+	w.WriteHeader(f.txnStatus)
+	_, err := io.WriteString(w, f.txnAnswer)
+	return err
 }
 
 // asciiJSON escapes what a header line should not carry.

@@ -47,10 +47,11 @@ func (r *run) importCommand() *ucli.Command {
 			}
 			im := &importer{
 				client: cl, root: root, namespace: c.String("namespace"), prefix: c.String("prefix"), entries: entries,
+				retryUnknown: c.Bool("retry-unknown"),
 			}
 			return r.runTransfer(c, "import", asJSON, func(rep *report) transfer {
 				im.rep = rep
-				return transfer{parallel: parallel, count: im.count, find: im.find, move: im.move}
+				return transfer{parallel: parallel, count: im.count, find: im.find, move: im.move, small: im.small, moveMany: im.moveMany}
 			}, func() error { return nil })
 		},
 	}
@@ -62,6 +63,7 @@ type importer struct {
 	root              *os.Root
 	namespace, prefix string
 	entries           map[string]manifestEntry // of the manifest, by file; those found are taken out
+	retryUnknown      bool                     // writes of which nobody knows whether they were carried out are repeated
 	rep               *report
 }
 

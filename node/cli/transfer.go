@@ -105,6 +105,10 @@ type transfer struct {
 	count func(ctx context.Context, found func(bytes int64))
 	// move transfers one file and returns its size. errSkipped counts it as nothing to be done.
 	move func(ctx context.Context, it item) (int64, error)
+	// moveMany, if there is one, transfers up to groupFiles items that small says yes to, groupBytes in all, and returns an
+	// error or nil for each.
+	moveMany func(ctx context.Context, group []item) []error
+	small    func(it item) bool
 }
 
 var errSkipped = errors.New("skipped")
@@ -113,7 +117,11 @@ var errSkipped = errors.New("skipped")
 // could not go to its end. When run returns, nothing is under way.
 func (t transfer) run(ctx context.Context, rep *report) error {
 	group, ctx := errgroup.WithContext(ctx)
-	items := make(chan item, t.parallel)
+	ahead := t.parallel
+	if t.moveMany != nil {
+		ahead = t.parallel * groupFiles // so that groups can form
+	}
+	items := make(chan item, ahead)
 	if t.count != nil {
 		group.Go(func() error {
 			t.count(ctx, rep.prog.found)
@@ -137,25 +145,70 @@ func (t transfer) run(ctx context.Context, rep *report) error {
 	for range t.parallel {
 		group.Go(func() error {
 			for it := range items {
-				bytes, err := t.move(ctx, it)
-				switch {
-				case err == nil:
-					rep.ok(it, bytes)
-				case ctx.Err() != nil:
-					return ctx.Err()
-				case errors.Is(err, errSkipped):
-					rep.skip()
-				default:
-					rep.prog.done(it.size)
-					if err := rep.fail(it.file, err); err != nil {
-						return err
-					}
+				if err := t.take(ctx, rep, it, items); err != nil {
+					return err
 				}
 			}
 			return nil
 		})
 	}
 	return group.Wait()
+}
+
+// take moves one item; a small one together with others that have been found by now. So items go in groups while they are
+// found sooner than they can be moved, and none waits for a group to fill.
+func (t transfer) take(ctx context.Context, rep *report, it item, items <-chan item) error {
+	if t.moveMany == nil || !t.small(it) {
+		bytes, err := t.move(ctx, it)
+		return rep.moved(ctx, it, bytes, err)
+	}
+	group, bytes := []item{it}, it.size
+	var large *item // the first that does not belong to the group
+	for large == nil && len(group) < groupFiles {
+		select {
+		case next, ok := <-items:
+			if !ok {
+				return t.together(ctx, rep, group, nil)
+			}
+			if !t.small(next) || bytes+next.size > groupBytes {
+				large = &next
+				continue
+			}
+			group, bytes = append(group, next), bytes+next.size
+		default:
+			return t.together(ctx, rep, group, nil)
+		}
+	}
+	return t.together(ctx, rep, group, large)
+}
+
+func (t transfer) together(ctx context.Context, rep *report, group []item, large *item) error {
+	for i, err := range t.moveMany(ctx, group) {
+		if err := rep.moved(ctx, group[i], group[i].size, err); err != nil {
+			return err
+		}
+	}
+	if large == nil {
+		return nil
+	}
+	bytes, err := t.move(ctx, *large)
+	return rep.moved(ctx, *large, bytes, err)
+}
+
+// moved notes what became of an item. Its error ends the transfer.
+func (rep *report) moved(ctx context.Context, it item, bytes int64, err error) error {
+	switch {
+	case err == nil:
+		rep.ok(it, bytes)
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, errSkipped):
+		rep.skip()
+	default:
+		rep.prog.done(it.size)
+		return rep.fail(it.file, err)
+	}
+	return nil
 }
 
 // runTransfer runs an import or export and prints its summary. finish is called when everything was found and moved.

@@ -26,6 +26,8 @@ type Error struct {
 	RetryAfter time.Duration
 	// Attempts is how often the request was sent.
 	Attempts int
+
+	body []byte // of the answer, as far as it was read
 }
 
 func (e *Error) Error() string {
@@ -80,14 +82,14 @@ func CodeOf(err error) kv.Code {
 	return ""
 }
 
-// maxErrorBytes bounds what is read of an error's body.
-const maxErrorBytes = 64 << 10
+// maxErrorBytes bounds what is read of an error's body: one that names all comparisons of a transaction fits.
+const maxErrorBytes = 1 << 20
 
 // readError turns an answer that is no success into an Error, and closes its body.
 func readError(resp *http.Response) *Error {
 	defer func() { _ = resp.Body.Close() }()                     // the answer is all that is wanted
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBytes)) // a body cut short is judged as far as it came
-	e := &Error{Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After"))}
+	e := &Error{Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After")), body: b}
 	var doc struct {
 		Error struct {
 			Code    kv.Code `json:"code"`

@@ -226,6 +226,9 @@ func (c *Client) Pages(ctx context.Context, ns string, o ListOptions) iter.Seq2[
 	}
 }
 
+// drainBytes bounds the rest of an answer that is read for the sake of the connection.
+const drainBytes = 64 << 10
+
 // maxJSONBytes bounds an answer that is decoded as a whole: a full page with the largest values a listing carries has
 // about 90 MiB.
 const maxJSONBytes = 128 << 20
@@ -248,7 +251,7 @@ func (c *Client) readJSON(ctx context.Context, cl call, into any) error {
 
 // drain reads the rest of a small answer, so that the connection can be used again.
 func drain(resp *http.Response) error {
-	_, err := io.Copy(io.Discard, io.LimitReader(resp.Body, maxErrorBytes))
+	_, err := io.Copy(io.Discard, io.LimitReader(resp.Body, drainBytes))
 	return errors.Join(err, resp.Body.Close())
 }
 
