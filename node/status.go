@@ -15,6 +15,16 @@ import (
 // statusTimeout bounds the questions to all other nodes of one status page.
 const statusTimeout = 2 * time.Second
 
+// Position is the epoch and the watermark W of this node: every change up to W has been applied to its cache, and on a
+// voter to its state.
+func (n *Node) Position() (kv.Epoch, kv.Revision) { return n.cache.Position() }
+
+// WaitPosition waits until W has reached rev in epoch. Errors: ctx's, and cache.ErrForeignEpoch once a greater epoch has
+// begun.
+func (n *Node) WaitPosition(ctx context.Context, epoch kv.Epoch, rev kv.Revision) error {
+	return n.cache.WaitPosition(ctx, epoch, rev)
+}
+
 // ownStatus is what this node says of itself.
 func (n *Node) ownStatus() *wire.Status {
 	epoch, w, f, proven := n.cache.Proof()

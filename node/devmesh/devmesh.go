@@ -29,8 +29,12 @@ type Shape struct {
 	FirstPort int
 	PortStep  int
 	// DataDir holds a directory for each node.
-	DataDir    string
-	WAN        bool // puts the delays between the regions into the transports
+	DataDir string
+	WAN     bool // puts the delays between the regions into the transports
+	// Matrix makes the delays of WAN out of the regions of all addresses; nil = wan.DefaultMatrix.
+	Matrix func(regions map[string]string) wan.Matrix
+	// Machine gives what a node takes from its machine, so that sockets can be disturbed; nil = the real machine.
+	Machine    func(Member) node.Environment
 	Hasty      bool // as in node.Options
 	Patient    bool // timers as for WAN, without its delays: for a machine that is busy with other things
 	CacheBytes int64
@@ -69,12 +73,19 @@ func Start(s Shape) (*Mesh, error) {
 			regions[addr] = mem.Region
 		}
 	}
+	matrix := s.Matrix
+	if matrix == nil {
+		matrix = wan.DefaultMatrix
+	}
 	var seeds []string
 	for i := range m.Members {
 		o := &m.Members[i].options
 		o.Join = seeds
+		if s.Machine != nil {
+			o.Env = s.Machine(m.Members[i])
+		}
 		if s.WAN {
-			shaper := wan.New(wan.DefaultMatrix(regions), o.Region)
+			shaper := wan.New(matrix(regions), o.Region)
 			m.shapers = append(m.shapers, shaper)
 			o.Shaper = shaper
 		}

@@ -21,8 +21,8 @@ type Matrix struct {
 	Regions map[string]string
 	// RTT is the round trip between two regions. Half of it is the one-way delay.
 	RTT map[Pair]time.Duration
-	// Default is the round trip between two different regions that RTT does not name. Within a region it is 0.
-	Default time.Duration
+	// Default is the round trip between two different regions that RTT does not name, Within the one inside a region.
+	Default, Within time.Duration
 }
 
 // DefaultMatrix returns typical round trips on the public internet between large data centres:
@@ -46,7 +46,7 @@ func DefaultMatrix(regions map[string]string) Matrix {
 // OneWay is the one-way delay between two regions.
 func (m Matrix) OneWay(a, b string) time.Duration {
 	if a == b {
-		return 0
+		return m.Within / 2
 	}
 	rtt, ok := m.RTT[Pair{a, b}]
 	if !ok {
@@ -74,7 +74,7 @@ func New(m Matrix, region string) *Shaper {
 	return &Shaper{matrix: m, region: region, conns: make(map[*conn]struct{})}
 }
 
-// Delay is the one-way delay to addr, 0 when its region is unknown or the node's own.
+// Delay is the one-way delay to addr, 0 when its region is unknown.
 func (s *Shaper) Delay(addr string) time.Duration {
 	region, ok := s.matrix.Regions[addr]
 	if !ok {

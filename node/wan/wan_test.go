@@ -58,6 +58,10 @@ func TestMatrix(t *testing.T) {
 	if got := New(m, "us-east").WrapConn(a, "a"); got != a {
 		t.Error("a connection within the region is wrapped")
 	}
+	m.Within = time.Millisecond
+	if s := New(m, "mars"); s.Delay("d") != m.Within/2 || s.Delay("unknown") != 0 {
+		t.Errorf("within a region: %v, to an unknown address: %v", s.Delay("d"), s.Delay("unknown"))
+	}
 }
 
 func TestBothDirectionsAreDelayed(t *testing.T) {
