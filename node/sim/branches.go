@@ -119,6 +119,8 @@ var expected = map[string][]string{
 	"a strong read refused":               {"read strong no_leader", "read strong unavailable", "read strong deadline_exceeded"},
 	"a bookmark met from memory":          {"read bookmark hit"},
 	"a limit that nobody could meet":      {"read bounded stale_beyond_limit"},
+	"a transaction carried out":           {"txn carried out"},
+	"a transaction refused":               {"txn refused"},
 	"a write of unknown outcome":          {"write outcome_unknown"},
 	"a write refused without a quorum":    {"write no_quorum", "write no_leader"},
 	"a leadership that was not confirmed": {"raft_confirmations_total code=no", "raft_confirmations_total code=not_leader"},

@@ -78,6 +78,10 @@ func (c *client) run(ctx context.Context) {
 		}
 		op, cancel := context.WithTimeout(ctx, opTimeout)
 		switch p := c.rng.IntN(100); {
+		case p < 2:
+			c.transact(op, m, n, key)
+		case p < 4:
+			c.bulk(op, m, n, key)
 		case p < 22:
 			c.write(op, m, n, key, c.rng.IntN(6) == 0)
 		case p < 25:
