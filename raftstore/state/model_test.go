@@ -93,56 +93,6 @@ func (m *model) apply(b command.Batch) []command.OpResult {
 	return res
 }
 
-// transaction tries every member by itself on the state as it is; if all pass, they are carried out without conditions.
-func (m *model) transaction(op command.Op, r *command.OpResult) (deeds []deed) {
-	r.Members = make([]command.OpResult, len(op.Members))
-	used := map[kv.BlobID]bool{}
-	for i, member := range op.Members {
-		res := &r.Members[i]
-		_, live := m.titles[member.Namespace]
-		old, there := m.keys[slotKey{member.Namespace, member.Key}]
-		there = live && there && !m.gone(old)
-		switch {
-		case !live:
-			res.Code = kv.CodeNamespaceNotFound
-		case !m.holds(member.Cond, old, there):
-			res.Code = kv.CodeConditionFailed
-		case used[member.Blob], m.taken(member):
-			res.Code = kv.CodeInternal
-		}
-		if there && (res.Code == kv.CodeConditionFailed || member.Kind == command.KindCheck) {
-			res.Current = old.Revision
-		}
-		if !member.Blob.IsZero() {
-			used[member.Blob] = true
-		}
-		r.Code = cmp.Or(r.Code, res.Code)
-		deeds = append(deeds, deed{member, res, m.rev})
-	}
-	if r.Code != "" {
-		return deeds
-	}
-	for i, member := range op.Members {
-		if member.Kind != command.KindCheck {
-			member.Cond = command.Cond{}
-			m.write(member, true, &r.Members[i])
-			deeds[i].upTo = m.rev
-			r.Revision = max(r.Revision, r.Members[i].Revision)
-		}
-	}
-	return deeds
-}
-
-// taken says whether another key of the namespace names a put's blob.
-func (m *model) taken(op command.Op) bool {
-	for k, old := range m.keys {
-		if k.ns == op.Namespace && k.key != op.Key && !op.Blob.IsZero() && old.Blob == op.Blob {
-			return true
-		}
-	}
-	return false
-}
-
 func (m *model) holds(c command.Cond, old command.Op, there bool) bool {
 	switch c.Kind {
 	case command.CondAbsent:

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"reflect"
 	"strconv"
 	"testing"
@@ -9,7 +10,9 @@ import (
 	"kvmesh/raftstore/kv"
 )
 
-func txnOf(members ...command.Op) command.Op { return command.Op{Kind: command.KindTxn, Members: members} }
+func txnOf(members ...command.Op) command.Op {
+	return command.Op{Kind: command.KindTxn, Members: members}
+}
 
 func check(key string, c command.Cond) command.Op {
 	return command.Op{Kind: command.KindCheck, Namespace: ns1, Key: key, Cond: c}
@@ -67,13 +70,17 @@ func TestTransactionRefused(t *testing.T) {
 	}{
 		"all that fail are told": {
 			txnOf(check("a", atRevision(9)), check("b", mustExist), check("none", mustExist), put("new", "1"), check("b", mustNot)),
-			failed, []kv.Code{failed, "", failed, "", failed}, []kv.Revision{2, 3, 0, 0, 3},
+			failed,
+			[]kv.Code{failed, "", failed, "", failed},
+			[]kv.Revision{2, 3, 0, 0, 3},
 		},
 		"the last one counts too": {txnOf(put("a", "2"), del("b"), check("none", mustExist)), failed, []kv.Code{"", "", failed}, []kv.Revision{0, 0, 0}},
 		"a write's own condition": {txnOf(put("a", "2"), when(put("b", "2"), mustNot)), failed, []kv.Code{"", failed}, []kv.Revision{0, 3}},
 		"another epoch": {
 			txnOf(check("a", command.Cond{Kind: command.CondRevision, EpochTag: [4]byte{1}, Revision: 2}), del("a")),
-			failed, []kv.Code{failed, ""}, []kv.Revision{2, 0},
+			failed,
+			[]kv.Code{failed, ""},
+			[]kv.Revision{2, 0},
 		},
 		"an expired key is absent":   {txnOf(check("old", mustExist), del("a")), failed, []kv.Code{failed, ""}, []kv.Revision{0, 0}},
 		"no such namespace":          {txnOf(del("a"), in(ns2, put("a", "1"))), missing, []kv.Code{"", missing}, []kv.Revision{0, 0}},
@@ -136,4 +143,54 @@ func TestTransactionIsSeenWhole(t *testing.T) {
 	}
 	close(stop)
 	<-done
+}
+
+// transaction tries every member by itself on the state as it is; if all pass, they are carried out without conditions.
+func (m *model) transaction(op command.Op, r *command.OpResult) (deeds []deed) {
+	r.Members = make([]command.OpResult, len(op.Members))
+	used := map[kv.BlobID]bool{}
+	for i, member := range op.Members {
+		res := &r.Members[i]
+		_, live := m.titles[member.Namespace]
+		old, there := m.keys[slotKey{member.Namespace, member.Key}]
+		there = live && there && !m.gone(old)
+		switch {
+		case !live:
+			res.Code = kv.CodeNamespaceNotFound
+		case !m.holds(member.Cond, old, there):
+			res.Code = kv.CodeConditionFailed
+		case used[member.Blob], m.taken(member):
+			res.Code = kv.CodeInternal
+		}
+		if there && (res.Code == kv.CodeConditionFailed || member.Kind == command.KindCheck) {
+			res.Current = old.Revision
+		}
+		if !member.Blob.IsZero() {
+			used[member.Blob] = true
+		}
+		r.Code = cmp.Or(r.Code, res.Code)
+		deeds = append(deeds, deed{member, res, m.rev})
+	}
+	if r.Code != "" {
+		return deeds
+	}
+	for i, member := range op.Members {
+		if member.Kind != command.KindCheck {
+			member.Cond = command.Cond{}
+			m.write(member, true, &r.Members[i])
+			deeds[i].upTo = m.rev
+			r.Revision = max(r.Revision, r.Members[i].Revision)
+		}
+	}
+	return deeds
+}
+
+// taken says whether another key of the namespace names a put's blob.
+func (m *model) taken(op command.Op) bool {
+	for k, old := range m.keys {
+		if k.ns == op.Namespace && k.key != op.Key && !op.Blob.IsZero() && old.Blob == op.Blob {
+			return true
+		}
+	}
+	return false
 }
