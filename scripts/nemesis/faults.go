@@ -1,0 +1,140 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// fault is one kind of thing that goes wrong.
+type fault struct {
+	name   string
+	family string
+	// inject does it, holds it for a while and undoes it. It returns what it did, for the log.
+	inject func(ctx context.Context, w *world, rng *rand.Rand) (string, error)
+	// stops says that it takes the quorum away, so that writes must stop meanwhile.
+	stops bool
+	// alone says that it must not be mixed with others.
+	alone bool
+	// last says that nothing comes after it.
+	last bool
+}
+
+// event is one fault that happened.
+type event struct {
+	name, what string
+	// Of the recorder's clock: when it began, when it was undone, and when every node was ready and a write was
+	// acknowledged that was sent after that.
+	begin, undone, back int64
+	gap                 time.Duration // the longest time without an acknowledged write from begin to back
+	mixed               bool
+	err                 error
+}
+
+// catalogue is every fault. Each must happen in every run.
+func catalogue() []fault {
+	var all []fault
+	for _, family := range [][]fault{processFaults(), diskFaults(), networkFaults()} {
+		all = append(all, family...)
+	}
+	return all
+}
+
+// world is what faults work on.
+type world struct {
+	mesh *mesh
+	net  network
+	rec  *recorder
+	call *caller
+	opts options
+
+	mu     sync.Mutex // guards events
+	events []event
+	// hurt is held by the fault that damages, empties or hides a voter's data: one voter at a time.
+	hurt sync.Mutex
+	// wires is held by the fault that cuts the network, because cuts are mended all at once.
+	wires sync.Mutex
+}
+
+// settleWithin bounds the time from the end of a fault until the mesh is whole again.
+const settleWithin = 120 * time.Second
+
+// hold is how long a fault lasts.
+func (w *world) hold(rng *rand.Rand, least, most time.Duration) time.Duration {
+	most = max(least, time.Duration(float64(most)*w.opts.scale()))
+	return least + rand.N(most-least+1) + 0*time.Duration(rng.Int64())
+}
+
+// strike injects one fault, waits until the mesh is whole again and keeps what was measured.
+func (w *world) strike(ctx context.Context, f fault, rng *rand.Rand, mixed bool) event {
+	e := event{name: f.name, begin: w.rec.now(), mixed: mixed}
+	e.what, e.err = f.inject(ctx, w, rng)
+	e.undone = w.rec.now()
+	if e.err == nil && !mixed {
+		e.err = w.settle(ctx)
+	}
+	e.back = w.rec.now()
+	e.gap = w.rec.longestGap(e.begin, e.back)
+	w.mu.Lock()
+	w.events = append(w.events, e)
+	w.mu.Unlock()
+	return e
+}
+
+// settle waits until every node is ready and a write that was sent after that is acknowledged.
+func (w *world) settle(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, settleWithin, fmt.Errorf("not within %v", settleWithin))
+	defer cancel()
+	if err := w.mesh.ready(ctx); err != nil {
+		return fmt.Errorf("the mesh is not whole again: %w", err)
+	}
+	since := w.rec.now()
+	for !w.rec.ackedSince(since) {
+		if !pause(ctx, poll) {
+			return fmt.Errorf("no write is acknowledged any more: %w", context.Cause(ctx))
+		}
+	}
+	return nil
+}
+
+// restart starts a node again and waits until it is ready.
+func (w *world) restart(ctx context.Context, n *node) error {
+	if err := n.start(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, readyWithin, fmt.Errorf("not within %v", readyWithin))
+	defer cancel()
+	return w.mesh.waitReady(ctx, n)
+}
+
+// follower picks a voter that does not lead.
+func (w *world) follower(ctx context.Context, rng *rand.Rand) (*node, error) {
+	leader, err := w.mesh.leader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var rest []*node
+	for _, n := range w.mesh.voters() {
+		if n != leader && n.pid() != 0 {
+			rest = append(rest, n)
+		}
+	}
+	if len(rest) == 0 {
+		return nil, fmt.Errorf("no voter but %s runs", leader.name)
+	}
+	return rest[rng.IntN(len(rest))], nil
+}
+
+// either picks the leader or a follower.
+func (w *world) either(ctx context.Context, rng *rand.Rand) (*node, string, error) {
+	if rng.IntN(2) == 0 {
+		n, err := w.mesh.leader(ctx)
+		return n, "the leader", err
+	}
+	n, err := w.follower(ctx, rng)
+	return n, "a follower", err
+}

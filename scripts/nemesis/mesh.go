@@ -1,0 +1,429 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+var regions = []string{"us-east", "eu-west", "ap-south"}
+
+const (
+	// readyWithin bounds how long nodes may take from their start until /readyz is 200. It is generous: the machine may be
+	// busy with other things, and it only ends runs that would never go on.
+	readyWithin = 120 * time.Second
+	// askTimeout bounds a question to an admin listener.
+	askTimeout = 3 * time.Second
+	poll       = 20 * time.Millisecond
+)
+
+// node is one process of the mesh. Its place, its addresses and its arguments stay the same over its lives.
+type node struct {
+	slot        int
+	name, role  string
+	dir         string // data
+	url, admin  string
+	args        []string
+	logPath     string
+	binary      string
+	environment []string
+	net         network
+
+	mu       sync.Mutex // guards all below
+	cmd      *exec.Cmd
+	exited   chan struct{} // closed when the present process has ended and was waited for
+	exitErr  error         // of that process; valid once exited is closed
+	exitedAt time.Time
+	expected bool // the process may end: somebody ends it, or has broken its disk
+	upset    int  // how many faults touch this node now
+	lives    int  // how often its data were begun anew
+}
+
+// mesh is the processes. It is safe for concurrent use.
+type mesh struct {
+	binary, dir, key, profile string
+	env                       []string
+	net                       network
+	call                      *caller
+	disk                      func(name string) (string, error) // makes the directory that a voter's data lie in
+
+	mu    sync.Mutex // guards nodes
+	nodes []*node
+}
+
+// layout makes the nodes of a mesh without starting them.
+func (m *mesh) layout(voters, edges, firstSlot int) error {
+	var all []*node
+	for i := range voters + edges {
+		role := "voter"
+		if i >= voters {
+			role = "edge"
+		}
+		n, err := m.lay(role, firstSlot+i, regions[i%voters%len(regions)])
+		if err != nil {
+			return err
+		}
+		all = append(all, n)
+	}
+	for _, n := range all {
+		n.args = append(n.args, "--join", strings.Join(seeds(all, n), ","))
+		if n.role == "voter" {
+			n.args = append(n.args, "--bootstrap-expect", strconv.Itoa(voters))
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.nodes = append(m.nodes, all...)
+	return nil
+}
+
+// lay makes one node, without seeds.
+func (m *mesh) lay(role string, slot int, region string) (*node, error) {
+	if err := m.net.join(slot); err != nil {
+		return nil, err
+	}
+	n := &node{
+		slot: slot, name: fmt.Sprintf("%s-%d", role, slot), role: role, binary: m.binary, environment: m.env, net: m.net,
+	}
+	n.logPath = filepath.Join(m.dir, n.name+".log")
+	base := m.dir
+	if role == "voter" && m.disk != nil {
+		var err error
+		if base, err = m.disk(n.name); err != nil {
+			return nil, err
+		}
+	}
+	n.dir = filepath.Join(base, n.name)
+	at := func(port int) string { return net.JoinHostPort(m.net.listen(slot), strconv.Itoa(port)) }
+	n.url, n.admin = "http://"+at(8580), "http://"+at(8583)
+	n.args = []string{
+		"serve", "--name", n.name, "--role", role, "--region", region, "--data-dir", n.dir, "--mesh-key", m.key,
+		"--http", at(8580), "--peer", at(peerPort), "--gossip", at(gossipPort), "--admin", at(8583),
+		"--advertise", m.net.advertise(slot), "--open-http", "--cache-size", "64MiB", "--profile", m.profile,
+	}
+	return n, nil
+}
+
+// seeds are the gossip addresses of all voters but n.
+func seeds(all []*node, n *node) []string {
+	var addrs []string
+	for _, o := range all {
+		if o.role == "voter" && o != n {
+			addrs = append(addrs, net.JoinHostPort(o.net.advertise(o.slot), strconv.Itoa(gossipPort)))
+		}
+	}
+	return addrs
+}
+
+// all returns the nodes; voters only those of that role.
+func (m *mesh) all() []*node {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.nodes)
+}
+
+func (m *mesh) voters() []*node {
+	return slices.DeleteFunc(m.all(), func(n *node) bool { return n.role != "voter" })
+}
+
+func (m *mesh) add(n *node) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.nodes = append(m.nodes, n)
+}
+
+func (m *mesh) drop(n *node) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.nodes = slices.DeleteFunc(m.nodes, func(o *node) bool { return o == n })
+}
+
+// start starts every node that does not run and waits until all are ready.
+func (m *mesh) start(ctx context.Context) error {
+	for _, n := range m.all() {
+		if err := n.start(); err != nil {
+			return err
+		}
+	}
+	return m.ready(ctx)
+}
+
+// ready waits until every node is. One that has ended meanwhile is an error.
+func (m *mesh) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, readyWithin, fmt.Errorf("not within %v", readyWithin))
+	defer cancel()
+	for _, n := range m.all() {
+		if err := m.waitReady(ctx, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *mesh) waitReady(ctx context.Context, n *node) error {
+	for {
+		ask, cancel := context.WithTimeout(ctx, askTimeout)
+		ok, why := m.call.ready(ask, n.admin)
+		cancel()
+		if ok {
+			return nil
+		}
+		if err, gone := n.gone(); gone {
+			return fmt.Errorf("%s has ended: %w", n.name, err)
+		}
+		if !pause(ctx, poll) {
+			return fmt.Errorf("%s is not ready (%w): %s", n.name, context.Cause(ctx), why)
+		}
+	}
+}
+
+const leaderMetric, termMetric = "kvmesh_raft_leader", "kvmesh_raft_term"
+
+// leader finds the voter that leads: of those who say so, the one in the highest term.
+func (m *mesh) leader(ctx context.Context) (*node, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, readyWithin, fmt.Errorf("not within %v", readyWithin))
+	defer cancel()
+	for {
+		voters := m.voters()
+		terms := make([]float64, len(voters))
+		var wg sync.WaitGroup
+		for i, n := range voters {
+			wg.Go(func() {
+				ask, cancel := context.WithTimeout(ctx, askTimeout)
+				defer cancel()
+				if got, err := m.call.metrics(ask, n.admin, leaderMetric, termMetric); err == nil && got[leaderMetric] == 1 {
+					terms[i] = got[termMetric]
+				}
+			})
+		}
+		wg.Wait()
+		if best := slices.Index(terms, slices.Max(terms)); terms[best] > 0 {
+			return voters[best], nil
+		}
+		if !pause(ctx, poll) {
+			return nil, fmt.Errorf("no voter leads: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// kill ends every process. It may be called again.
+func (m *mesh) kill() error {
+	var errs []error
+	for _, n := range m.all() {
+		errs = append(errs, n.kill())
+	}
+	return errors.Join(errs...)
+}
+
+// start starts the node's process unless it runs.
+func (n *node) start() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.running() {
+		return nil
+	}
+	log, err := os.OpenFile(n.logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }() // the process has its own descriptor
+	cmd := n.net.command(n.slot, n.binary, n.args...)
+	cmd.Env = n.environment
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", n.name, err)
+	}
+	exited := make(chan struct{})
+	n.cmd, n.exited, n.expected = cmd, exited, false
+	n.net.started(n.slot, cmd.Process.Pid)
+	go func() { // ends with the process; kill waits for it
+		err := cmd.Wait()
+		n.mu.Lock()
+		n.exitErr, n.exitedAt = err, time.Now()
+		n.mu.Unlock()
+		close(exited)
+	}()
+	return nil
+}
+
+// running says whether a process runs; n.mu is held.
+func (n *node) running() bool {
+	if n.cmd == nil {
+		return false
+	}
+	select {
+	case <-n.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// gone returns why the process has ended, if it has.
+func (n *node) gone() (error, bool) { //nolint:staticcheck // the error is the finding, not this function's
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cmd == nil || n.running() {
+		return nil, n.cmd == nil
+	}
+	return fmt.Errorf("%w; its log ends:\n%s", orNil(n.exitErr), tail(n.logPath, 1500)), true
+}
+
+func orNil(err error) error {
+	if err == nil {
+		return errors.New("exit status 0")
+	}
+	return err
+}
+
+// crashed returns why the process has ended, if it has and nobody expected it.
+func (n *node) crashed() error {
+	n.mu.Lock()
+	expected := n.expected || n.cmd == nil
+	n.mu.Unlock()
+	if err, gone := n.gone(); gone && !expected {
+		return fmt.Errorf("%s ended by itself: %w", n.name, err)
+	}
+	return nil
+}
+
+// pid of the process; 0 when none runs.
+func (n *node) pid() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.running() {
+		return 0
+	}
+	return n.cmd.Process.Pid
+}
+
+// signal sends a signal to the process.
+func (n *node) signal(sig syscall.Signal) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.running() {
+		return nil
+	}
+	if err := n.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("%v to %s: %w", sig, n.name, err)
+	}
+	return nil
+}
+
+// expect says that the process may end from now on, until it is started again.
+func (n *node) expect() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.expected = true
+}
+
+// kill ends the process with SIGKILL and waits for it.
+func (n *node) kill() error {
+	n.expect()
+	if err := n.signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	exited := n.exited
+	n.mu.Unlock()
+	if exited != nil {
+		<-exited // SIGKILL cannot be refused
+	}
+	return nil
+}
+
+// waitExit waits until the process has ended and returns when that was.
+func (n *node) waitExit(ctx context.Context) (time.Time, error) {
+	n.mu.Lock()
+	exited := n.exited
+	n.mu.Unlock()
+	select {
+	case <-exited:
+	case <-ctx.Done():
+		return time.Time{}, fmt.Errorf("%s has not ended: %w", n.name, context.Cause(ctx))
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.exitedAt, nil
+}
+
+// life names the node together with how often its data were begun anew: another life knows nothing of what it has shown.
+func (n *node) life() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.lives == 0 {
+		return n.name
+	}
+	return fmt.Sprintf("%s'%d", n.name, n.lives)
+}
+
+// touch marks the node as one that a fault works on, for as long as the returned function is not called.
+func (n *node) touch() func() {
+	n.mu.Lock()
+	n.upset++
+	n.mu.Unlock()
+	return func() {
+		n.mu.Lock()
+		n.upset--
+		n.mu.Unlock()
+	}
+}
+
+func (n *node) touched() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.upset > 0
+}
+
+// tail is the end of a file.
+func tail(path string, limit int64) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return err.Error()
+	}
+	defer func() { _ = f.Close() }() // read only
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil {
+		_, err = f.Seek(max(0, size-limit), io.SeekStart)
+	}
+	if err != nil {
+		return err.Error()
+	}
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return err.Error()
+	}
+	if i := bytes.IndexByte(b, '\n'); size > limit && i >= 0 {
+		b = b[i+1:]
+	}
+	return string(b)
+}
+
+// pause waits for d. It reports false when ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func asError[T error](err error, target *T) bool { return errors.As(err, target) }

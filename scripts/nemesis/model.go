@@ -1,0 +1,283 @@
+//go:build linux
+
+package main
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+)
+
+// cell is one key: who wrote its value, and the revision of that write. A value of 0 is an absent key; a revision of 0
+// beside a value is not known, because the write's answer was lost and nobody has read it.
+type cell struct {
+	rev   uint64
+	value uint32
+}
+
+// pairState is the state of the model: two keys that may be written together. last is the highest revision that was given
+// to either: revisions only ever grow.
+type pairState struct {
+	cells [2]cell
+	last  uint64
+}
+
+// model is the sequential specification of one pair of keys. The operations carry their outcomes themselves.
+func model() porcupine.Model {
+	return porcupine.Model{
+		Init: func() any { return pairState{} },
+		Step: func(state, input, _ any) (bool, any) {
+			return step(state.(pairState), input.(*op))
+		},
+	}
+}
+
+func step(s pairState, o *op) (bool, pairState) {
+	switch o.outcome {
+	case refused:
+		return false, s // never part of a history that is checked
+	case conflict:
+		return s.conflicts(o)
+	case done:
+		for i := range o.keys {
+			if !s.holds(i, &o.keys[i]) {
+				return false, s
+			}
+		}
+		return s.apply(o)
+	}
+	for i := range o.keys { // unknown: carried out, if its conditions hold
+		if !s.holds(i, &o.keys[i]) {
+			return true, s
+		}
+	}
+	return s.apply(o)
+}
+
+// holds says whether a key fulfils the condition.
+func (s *pairState) holds(i int, t *touch) bool {
+	c := s.cells[i]
+	switch t.demand {
+	case whenAbsent:
+		return c.value == 0
+	case whenPresent:
+		return c.value != 0
+	case whenRevision:
+		// Conditions are only made of revisions that came with a value, so the one of a write that nobody has read never
+		// fits.
+		return c.value != 0 && c.rev == t.expect
+	}
+	return true
+}
+
+// conflicts says whether the state explains that a condition failed, and at the revision that the answer named.
+func (s pairState) conflicts(o *op) (bool, pairState) {
+	t := &o.keys[o.met]
+	if s.holds(o.met, t) {
+		return false, s
+	}
+	c := &s.cells[o.met]
+	switch {
+	case c.value == 0:
+		return t.rev == 0, s
+	case c.rev == 0: // now it is known
+		if t.rev <= s.last {
+			return false, s
+		}
+		c.rev, s.last = t.rev, t.rev
+		return true, s
+	}
+	return c.rev == t.rev, s
+}
+
+// apply carries an operation out.
+func (s pairState) apply(o *op) (bool, pairState) {
+	before := s
+	for i := range o.keys {
+		t, c := &o.keys[i], &s.cells[i]
+		switch t.does {
+		case look:
+			if c.value != t.value || c.value != 0 && c.rev != 0 && c.rev != t.rev {
+				return false, before
+			}
+			if c.value != 0 && c.rev == 0 {
+				c.rev = t.rev
+			}
+		case write:
+			if t.rev != 0 && t.rev <= s.last {
+				return false, before
+			}
+			*c = cell{rev: t.rev, value: t.value}
+			s.last = max(s.last, t.rev)
+		case remove:
+			if o.outcome == done && (t.rev == 0) != (c.value == 0) || t.rev != 0 && t.rev <= s.last {
+				return false, before
+			}
+			*c = cell{}
+			s.last = max(s.last, t.rev)
+		}
+	}
+	return true, s
+}
+
+// verdict is what the checker says about one pair.
+type verdict struct {
+	pair   int
+	result porcupine.CheckResult
+	ops    int
+	open   int // operations of unknown outcome that had to be considered
+	why    string
+}
+
+// checkPair decides whether the history of one pair is linearizable. It works on copies. The reads that are not strong are
+// evidence of what was written, but need not be linearizable themselves.
+//
+// An unknown write that nobody has seen may be left out as long as that gives a linearization: it can always be put behind
+// everything else. Only if there is none without them, all are taken in.
+func checkPair(pair int, history []*op, limit time.Duration) verdict {
+	v := verdict{pair: pair, result: porcupine.Ok}
+	seen, open := prepare(history)
+	v.ops = len(seen)
+	if bad := tighten(seen); bad != "" {
+		v.result, v.why = porcupine.Illegal, bad
+		return v
+	}
+	if v.result = linearizable(seen, limit); v.result == porcupine.Ok || len(open) == 0 {
+		return v
+	}
+	v.ops, v.open = len(seen)+len(open), len(open)
+	v.result = linearizable(append(seen, open...), limit)
+	return v
+}
+
+// prepare copies what is to be checked. An unknown write whose value was read took effect before that read ended, and its
+// revision is known from it: it is not open any more.
+func prepare(history []*op) (seen, open []*op) {
+	type sight struct {
+		rev uint64
+		by  int64
+	}
+	sights := [2]map[uint32]sight{{}, {}}
+	for _, o := range history {
+		for i, t := range o.keys {
+			if t.does != look || t.value == 0 {
+				continue
+			}
+			if s, ok := sights[i][t.value]; !ok || o.ret < s.by {
+				sights[i][t.value] = sight{t.rev, o.ret}
+			}
+		}
+	}
+	for _, o := range history {
+		if o.outcome == refused || o.cached {
+			continue
+		}
+		c := *o
+		if c.outcome != unknown {
+			seen = append(seen, &c)
+			continue
+		}
+		c.ret = math.MaxInt64
+		for i := range c.keys {
+			if s, ok := sights[i][c.keys[i].value]; ok && c.keys[i].does == write {
+				c.keys[i].rev = s.rev
+				c.ret = min(c.ret, s.by)
+			}
+		}
+		if c.ret == math.MaxInt64 {
+			open = append(open, &c)
+		} else {
+			seen = append(seen, &c)
+		}
+	}
+	return seen, open
+}
+
+// order is the highest revision that an operation is known to have taken; 0 when none.
+func order(o *op) uint64 {
+	var rev uint64
+	if o.outcome == conflict {
+		return 0
+	}
+	for _, t := range o.keys {
+		if t.does == write || t.does == remove {
+			rev = max(rev, t.rev)
+		}
+	}
+	return rev
+}
+
+// tighten narrows the times of writes to what their revisions say: one with a lower revision came before one with a higher
+// revision. It keeps the checker from trying all orders of concurrent writes. It fails when that is against the clock.
+func tighten(ops []*op) string {
+	var writes []*op
+	for _, o := range ops {
+		if order(o) != 0 {
+			writes = append(writes, o)
+		}
+	}
+	slices.SortFunc(writes, func(a, b *op) int { return cmp.Compare(order(a), order(b)) })
+	call := make([]int64, len(writes))
+	ret := make([]int64, len(writes))
+	latest, earliest := int64(math.MinInt64), int64(math.MaxInt64)
+	for i, o := range writes {
+		latest = max(latest, o.call)
+		call[i] = latest
+	}
+	for i := len(writes) - 1; i >= 0; i-- {
+		earliest = min(earliest, writes[i].ret)
+		ret[i] = earliest
+	}
+	for i, o := range writes {
+		if call[i] > ret[i] {
+			return "its revision is against the order of time, or was given twice: " + o.String()
+		}
+		if i > 0 && order(o) == order(writes[i-1]) {
+			return "one revision for two writes: " + writes[i-1].String() + " and " + o.String()
+		}
+	}
+	for i, o := range writes {
+		o.call, o.ret = call[i], ret[i]
+	}
+	return ""
+}
+
+// linearizable asks porcupine. Times become ranks, so that of operations that begin at once the one with the lower
+// revision is tried first.
+func linearizable(ops []*op, limit time.Duration) porcupine.CheckResult {
+	type event struct {
+		at  int64
+		end bool
+		rev uint64
+		op  int
+	}
+	events := make([]event, 0, 2*len(ops))
+	for i, o := range ops {
+		events = append(events, event{o.call, false, order(o), i}, event{o.ret, true, order(o), i})
+	}
+	slices.SortStableFunc(events, func(a, b event) int {
+		if a.at != b.at {
+			return cmp.Compare(a.at, b.at)
+		}
+		if a.end != b.end { // calls before returns
+			if b.end {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.rev, b.rev)
+	})
+	history := make([]porcupine.Operation, len(ops))
+	for rank, e := range events {
+		h := &history[e.op]
+		if e.end {
+			h.Return = int64(rank)
+			continue
+		}
+		h.ClientId, h.Input, h.Call = ops[e.op].client, ops[e.op], int64(rank)
+	}
+	return porcupine.CheckOperationsTimeout(model(), history, limit)
+}

@@ -1,0 +1,119 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// tracer is strace on a running node: it makes chosen system calls fail or wait.
+type tracer struct {
+	cmd    *exec.Cmd
+	out    string
+	exited chan struct{} // closed once strace has ended and was waited for
+}
+
+// syncCalls are all calls by which the libraries make data durable; which one differs from library to library.
+const syncCalls = "fsync,fdatasync"
+
+// attachWithin bounds how long strace may take to stop all threads of a node once.
+const attachWithin = 30 * time.Second
+
+// trace attaches strace to a node; inject is its expression, for example "error=EIO". It returns once strace is at work.
+func (w *world) trace(ctx context.Context, n *node, calls, inject string) (*tracer, error) {
+	pid := n.pid()
+	if pid == 0 {
+		return nil, fmt.Errorf("%s does not run", n.name)
+	}
+	t := &tracer{out: filepath.Join(w.mesh.dir, n.name+".strace"), exited: make(chan struct{})}
+	if err := os.Remove(t.out); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	t.cmd = exec.Command("strace", "-f", "-ttt", "-p", strconv.Itoa(pid), "-e", "trace="+calls, "-e", "signal=none",
+		"-e", "inject="+calls+":"+inject, "-o", t.out)
+	t.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	said, err := t.cmd.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := t.cmd.Start(); err != nil {
+		return nil, err
+	}
+	attached := make(chan string, 1)
+	go func() {
+		defer close(t.exited)
+		var all strings.Builder
+		for s := bufio.NewScanner(said); s.Scan(); {
+			if all.Len() < 4096 {
+				all.WriteString(s.Text() + "\n")
+			}
+			if strings.Contains(s.Text(), " attached") {
+				select {
+				case attached <- "":
+				default:
+				}
+			}
+		}
+		_ = t.cmd.Wait() // its status is the traced process's, or the signal that ended it
+		select {
+		case attached <- all.String():
+		default:
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, attachWithin)
+	defer cancel()
+	select {
+	case why := <-attached:
+		if why != "" {
+			return nil, fmt.Errorf("strace cannot be attached to %s: %s", n.name, strings.TrimSpace(why))
+		}
+		return t, nil
+	case <-ctx.Done():
+		return nil, errors.Join(fmt.Errorf("strace has not attached to %s: %w", n.name, ctx.Err()), t.stop())
+	}
+}
+
+// stop lets go of the node.
+func (t *tracer) stop() error {
+	if err := t.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-t.exited:
+		return nil
+	case <-time.After(attachWithin):
+	}
+	err := t.cmd.Process.Kill()
+	<-t.exited
+	return err
+}
+
+// first is when the first call was made to fail or wait; false when none was.
+func (t *tracer) first() (time.Time, bool) {
+	f, err := os.Open(t.out)
+	if err != nil {
+		return time.Time{}, false
+	}
+	defer func() { _ = f.Close() }() // read only
+	for s := bufio.NewScanner(f); s.Scan(); {
+		line := s.Text()
+		fields := strings.Fields(line)
+		if len(fields) < 2 || !strings.Contains(line, "(INJECTED)") && !strings.Contains(line, "(DELAYED)") {
+			continue
+		}
+		if at, err := strconv.ParseFloat(fields[1], 64); err == nil {
+			return time.UnixMicro(int64(at * 1e6)), true
+		}
+	}
+	return time.Time{}, false
+}
