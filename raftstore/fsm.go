@@ -74,6 +74,9 @@ func (f *fsm) apply(logs []*raft.Log, answers []any) {
 		return
 	}
 	if len(entries) > 0 { // also what came before a bad entry
+		if mutLoseWrite {
+			loseWrites(entries)
+		}
 		results, err := f.state.Apply(entries)
 		if err == nil && len(results) != len(entries) {
 			err = fmt.Errorf("%d results for %d entries", len(results), len(entries))

@@ -2,12 +2,15 @@
 
 package raftstore
 
+import "kvmesh/raftstore/state"
+
 // The deliberate faults of the mutation tests (mutant_on.go). As constants they vanish from every other binary.
 const (
 	mutConfirmUnapplied  = false
 	mutConfirmUnverified = false
 	mutConfirmEarlyAcks  = false
 	mutReuseReadIndex    = false
+	mutLoseWrite         = false
 )
 
 type mutant struct{}
@@ -15,3 +18,5 @@ type mutant struct{}
 func (*mutant) begun(*round) {}
 
 func (*mutant) running() *round { return nil }
+
+func loseWrites([]state.Entry) {}

@@ -2,7 +2,12 @@
 
 package raftstore
 
-import "os"
+import (
+	"os"
+
+	"kvmesh/raftstore/command"
+	"kvmesh/raftstore/state"
+)
 
 // One deliberate fault, chosen by KVMESH_MUTANT in a binary built with the tag "mutants": each breaks one rule of
 // DESIGN.md, and some test must go red (scripts/mutants.sh).
@@ -11,6 +16,7 @@ var (
 	mutConfirmUnverified = mutating("confirm-unverified") // who believes to lead says so at once
 	mutConfirmEarlyAcks  = mutating("confirm-early-acks") // answers to requests count that were sent before
 	mutReuseReadIndex    = mutating("reuse-read-index")   // who comes while a round is on its way takes that one
+	mutLoseWrite         = mutating("lose-write")         // one acknowledged put in a hundred is not kept, on any voter
 )
 
 func mutating(name string) bool { return os.Getenv("KVMESH_MUTANT") == name }
@@ -34,5 +40,14 @@ func (m *mutant) running() *round {
 		return nil
 	default:
 		return m.round
+	}
+}
+
+// loseWrites is the fault "lose-write": it is acknowledged with a revision, as if it had been carried out.
+func loseWrites(entries []state.Entry) {
+	for i := range entries {
+		if ops := entries[i].Batch.Ops; entries[i].Index%100 == 0 && len(ops) == 1 && ops[0].Kind == command.KindPut {
+			ops[0] = command.Op{Kind: command.KindDelete, Namespace: ops[0].Namespace, Key: ops[0].Key, Cond: ops[0].Cond}
+		}
 	}
 }

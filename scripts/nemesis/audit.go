@@ -18,13 +18,13 @@ type finding struct {
 // The promises that the audit judges. Unlike the checker it needs no search, because revisions say in which order
 // everything happened; so it also says which operation is to blame.
 const (
-	kindLost     = "lost"     // acknowledged, and later strong reads know nothing of it
+	kindLost     = "lost"     // acknowledged, and a later state that must hold it does not
 	kindStale    = "stale"    // a strong read, or the state that a write met, is older than what was acknowledged before
 	kindPhantom  = "phantom"  // a value that nobody wrote there
 	kindRefused  = "refused"  // a write that was refused as not written, and was read
 	kindTwice    = "twice"    // one revision for two writes
 	kindBound    = "bound"    // a cached read was older than it said
-	kindBookmark = "bookmark" // a read with a bookmark did not know what the bookmark covers
+	kindBookmark = "bookmark" // a read did not know what the bookmark covers that it was given, or gave itself
 	kindBack     = "back"     // one node's answers for one key went back in time
 )
 
@@ -133,6 +133,7 @@ func (a *auditor) key(i int, ops []*op) {
 	}
 	slices.SortFunc(strong, func(x, y seen) int { return cmp.Compare(x.ret, y.ret) })
 	a.forward(strong)
+	a.absent(i, ops, strong)
 	acked := slices.DeleteFunc(slices.Clone(strong), func(s seen) bool { return !s.write })
 	a.cached(i, ops, acked, removes)
 	a.perNode(i, ops)
@@ -142,13 +143,11 @@ func (a *auditor) key(i int, ops []*op) {
 // slice is sorted by the time of return.
 func (a *auditor) forward(all []seen) {
 	high := make([]int, len(all)) // the index of the highest revision among all[:i+1]
-	last := make(map[uint64]int64)
 	for i, s := range all {
 		high[i] = i
 		if i > 0 && all[high[i-1]].rev > s.rev {
 			high[i] = high[i-1]
 		}
-		last[s.rev] = max(last[s.rev], s.call)
 	}
 	lost := make(map[*op]bool)
 	for _, s := range all {
@@ -156,19 +155,46 @@ func (a *auditor) forward(all []seen) {
 		if n == 0 {
 			continue
 		}
-		h := all[high[n-1]]
-		if h.rev < s.rev || h.rev == s.rev && !s.write {
+		if h := all[high[n-1]]; h.rev > s.rev || h.rev == s.rev && s.write {
+			a.older(s.o, h, lost)
+		}
+	}
+}
+
+// older reports an operation that saw less than h, which had ended before it began. The bookmark tells how new the state
+// was that it looked at: one that is newer than h and yet does not hold it has lost it. Each loss is reported once.
+func (a *auditor) older(o *op, h seen, lost map[*op]bool) {
+	if !h.write || o.asOf < h.rev {
+		a.addf(kindStale, "%v is older than %v", o, h.o)
+	} else if !lost[h.o] {
+		lost[h.o] = true
+		a.addf(kindLost, "%v is not known any more to %v", h.o, o)
+	}
+}
+
+// absent checks that a strong read that found nothing has a removal to explain it, of an acknowledged write at least.
+func (a *auditor) absent(i int, ops []*op, strong []seen) {
+	explained := func(r *op, rev uint64) bool {
+		return slices.ContainsFunc(ops, func(o *op) bool {
+			t := o.keys[i]
+			return t.does == remove && o.call < r.ret && (o.outcome == unknown || o.outcome == done && t.rev > rev)
+		})
+	}
+	lost := make(map[*op]bool)
+	for _, o := range ops {
+		if o.cached || o.outcome != done || o.keys[i].does != look || o.keys[i].value != 0 {
 			continue
 		}
-		// Whether it is gone or was only not seen is told by what came later.
-		if h.write && last[h.rev] < s.call {
-			if !lost[h.o] {
-				lost[h.o] = true
-				a.addf(kindLost, "%v is not known any more to %v", h.o, s.o)
+		n, _ := slices.BinarySearchFunc(strong, o.call, func(x seen, t int64) int { return cmp.Compare(x.ret, t) })
+		var high seen
+		for _, s := range strong[:n] {
+			if s.rev > high.rev && s.o.keys[i].does == write && s.write {
+				high = s
 			}
-			continue
 		}
-		a.addf(kindStale, "%v is older than %v", s.o, h.o)
+		if high.o != nil && !explained(o, high.rev) {
+			a.older(o, high, lost)
+		}
 	}
 }
 
@@ -197,13 +223,13 @@ func (a *auditor) cached(i int, ops []*op, acked []seen, removes bool) {
 					o, best[n], time.Duration(o.call-a.owner[best[n]].ret))
 			}
 		}
-		if o.bookmark > 0 {
-			n, exact := slices.BinarySearch(revs, o.bookmark)
+		if covers := max(o.bookmark, o.asOf); covers > 0 {
+			n, exact := slices.BinarySearch(revs, covers)
 			if exact {
 				n++
 			}
 			if n > 0 && revs[n-1] > t.rev {
-				a.addf(kindBookmark, "%v had the bookmark %d, which covers revision %d", o, o.bookmark, revs[n-1])
+				a.addf(kindBookmark, "%v had or gave the bookmark %d, which covers revision %d", o, covers, revs[n-1])
 			}
 		}
 	}

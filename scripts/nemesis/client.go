@@ -140,7 +140,7 @@ func (c *caller) read(ctx context.Context, o *op, base string, i int, bookmark s
 	a, sent, err := c.send(ctx, http.MethodGet, u, header, nil)
 	o.keys[i].value, o.keys[i].rev, o.staleness = 0, 0, -1
 	if err == nil {
-		o.epoch, _ = a.bookmark()
+		o.epoch, o.asOf = a.bookmark()
 		o.tier = a.header.Get("Kv-Cache")
 		if ms, err := strconv.ParseInt(a.header.Get("Kv-Staleness-Ms"), 10, 64); err == nil {
 			o.staleness = ms * int64(time.Millisecond)
@@ -184,7 +184,7 @@ func (c *caller) write(ctx context.Context, o *op, base string, i int, tag strin
 	switch {
 	case err == nil && a.status == http.StatusOK && json.Unmarshal(a.body, &doc) == nil:
 		o.outcome, t.rev = done, doc.Revision
-		o.epoch, _ = a.bookmark()
+		o.epoch, o.asOf = a.bookmark()
 		return a.header.Get("Kv-Bookmark")
 	case err == nil && a.status == http.StatusPreconditionFailed:
 		o.outcome, o.met, t.rev = conflict, i, a.uint("Kv-Revision")

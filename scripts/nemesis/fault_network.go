@@ -39,6 +39,13 @@ func networkFaults() []fault {
 		}}
 	}
 	return []fault{
+		{name: "leader cut off while its disk hangs", family: "network", inject: func(ctx context.Context, w *world, rng *rand.Rand) (string, error) {
+			leader, err := w.mesh.leader(ctx)
+			if err != nil {
+				return "", err
+			}
+			return w.blind(ctx, leader, w.hold(rng, 2500*time.Millisecond, 7*time.Second))
+		}},
 		partition("link of the leader down", func(w *world, leader *node, _ []*node) (string, error) {
 			return leader.name, w.net.unplug(leader.slot)
 		}),
@@ -97,4 +104,34 @@ func (w *world) split(a, b []*node, route bool) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// blind cuts a leader off from all other nodes while its syncs wait. The loop that would notice that nobody answers any
+// more is the one that waits for the disk, so this leader believes to lead long after another one was elected; clients
+// still reach it.
+func (w *world) blind(ctx context.Context, leader *node, length time.Duration) (string, error) {
+	w.wires.Lock()
+	defer w.wires.Unlock()
+	defer leader.touch()()
+	leader.expect() // a node whose disk hangs may end itself
+	t, err := w.trace(ctx, leader, syncCalls, fmt.Sprintf("delay_enter=%dms", length.Milliseconds()))
+	if err != nil {
+		return leader.name, err
+	}
+	var others []*node
+	for _, n := range w.mesh.all() {
+		if n != leader {
+			others = append(others, n)
+		}
+	}
+	err = w.split([]*node{leader}, others, false)
+	if err == nil {
+		pause(ctx, length)
+	}
+	err = errors.Join(err, t.stop(), w.net.mend())
+	what := fmt.Sprintf("%s for %v", leader.name, length.Round(time.Millisecond))
+	if _, gone := leader.gone(); gone {
+		what += ", ended itself"
+	}
+	return what, errors.Join(err, w.restart(ctx, leader))
 }

@@ -59,10 +59,12 @@ type op struct {
 	outcome outcome
 	code    string // of a refusal
 	node    string
-	epoch   string // of the answer, when it has one
-	call    int64
-	ret     int64
-	met     int // of a conflict: the key whose condition did not hold
+	// epoch and asOf are the answer's bookmark, when it has one: the state that was looked at.
+	epoch string
+	asOf  uint64
+	call  int64
+	ret   int64
+	met   int // of a conflict: the key whose condition did not hold
 	// Of reads that are not strong.
 	cached    bool
 	tier      string

@@ -16,20 +16,24 @@ const (
 	// generation is how long one set of keys is used. Then the clients move on to new ones, so that no single history grows
 	// beyond what can be checked.
 	generation = 40 * time.Second
-	// requestTimeout is when a client gives up on one request. What it had sent may still be carried out.
-	requestTimeout = 5 * time.Second
+	// readTimeout and writeTimeout are when a client gives up on one request. What it had sent may still be carried out.
+	// Writes are given up soon, so that the clients go on writing in spite of requests that hang somewhere.
+	readTimeout  = 5 * time.Second
+	writeTimeout = 2 * time.Second
 	// pace is the mean pause of a client between two operations.
 	pace = 15 * time.Millisecond
 	// perNode bounds how many clients wait for one node, so that a frozen one does not stop them all.
 	perNode = 3
 
-	// probeEvery is how often a write is sent by the probes that measure write gaps: they do not wait for earlier ones, and
-	// ask nodes that no fault touches.
-	probeEvery   = 50 * time.Millisecond
+	// probeEvery is how often a write is sent to measure write gaps, whatever became of the earlier ones, to nodes that no
+	// fault touches.
+	probeEvery = 50 * time.Millisecond
+	// glanceEvery is how often a hot key is read strongly at a node chosen at random, whatever became of the earlier reads.
+	// So a frozen node has questions in its queue that were asked at every moment while it was frozen, and must answer
+	// them as of now when it wakes.
+	glanceEvery  = 40 * time.Millisecond
 	probeTimeout = 3 * time.Second
 	maxProbes    = 64
-	// probePair holds the probes' key.
-	probePair = 1_000_000
 )
 
 // load is what the clients share.
@@ -49,8 +53,52 @@ func (l *load) run(ctx context.Context) {
 		wg.Go(func() { c.run(ctx) })
 	}
 	wg.Go(func() { l.probe(ctx) })
+	wg.Go(func() { l.glance(ctx) })
 	wg.Wait()
 }
+
+// every calls do in a goroutine of its own again and again, but not while as many as may be are under way.
+func (l *load) every(ctx context.Context, interval time.Duration, do func(turn int)) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	slots := make(chan struct{}, maxProbes)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for turn := 0; ; turn++ {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case slots <- struct{}{}:
+			wg.Go(func() {
+				defer func() { <-slots }()
+				do(turn)
+			})
+		default:
+		}
+	}
+}
+
+// glance reads hot keys strongly.
+func (l *load) glance(ctx context.Context) {
+	l.every(ctx, glanceEvery, func(int) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readTimeout)
+		defer cancel()
+		nodes := l.mesh.all()
+		n := nodes[rand.IntN(len(nodes))]
+		o := &op{client: clients + 1, pair: l.firstPair() + rand.IntN(hotPairs), node: n.life()}
+		i := rand.IntN(2)
+		o.keys[i].does = look
+		l.rec.begin(o)
+		l.call.read(ctx, o, n.url, i, "")
+		l.rec.end(o)
+	})
+}
+
+// firstPair is the first pair of the present generation.
+func (l *load) firstPair() int { return hotPairs * int(time.Since(l.rec.start)/generation) }
 
 // lane takes a place at a node; nil when it has none left.
 func (l *load) lane(n *node) chan struct{} {
@@ -64,19 +112,9 @@ func (l *load) lane(n *node) chan struct{} {
 	}
 }
 
-// probe writes one key again and again, whatever became of the earlier writes.
+// probe writes one key.
 func (l *load) probe(ctx context.Context) {
-	tick := time.NewTicker(probeEvery)
-	defer tick.Stop()
-	slots := make(chan struct{}, maxProbes)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	for turn := 0; ; {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
+	l.every(ctx, probeEvery, func(turn int) {
 		var well []*node
 		for _, n := range l.mesh.all() {
 			if !n.touched() {
@@ -84,26 +122,18 @@ func (l *load) probe(ctx context.Context) {
 			}
 		}
 		if len(well) == 0 {
-			continue
+			return
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
-			continue // as many as may be are under way: the gap is open already
-		}
-		turn++
 		n := well[turn%len(well)]
-		wg.Go(func() {
-			defer func() { <-slots }()
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
-			defer cancel()
-			o := &op{client: clients, pair: probePair, node: n.life()}
-			o.keys[0].does = write
-			l.rec.begin(o)
-			l.call.write(ctx, o, n.url, 0, "", 0)
-			l.rec.end(o)
-		})
-	}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
+		defer cancel()
+		o := &op{client: clients, pair: l.firstPair() + rand.IntN(hotPairs), node: n.life()}
+		i := rand.IntN(2)
+		o.keys[i].does = write
+		l.rec.begin(o)
+		l.call.write(ctx, o, n.url, i, "", 0)
+		l.rec.end(o)
+	})
 }
 
 // tag is what a client knows of a key: the state that it saw last.
@@ -124,7 +154,7 @@ type client struct {
 
 func (c *client) run(ctx context.Context) {
 	for pause(ctx, time.Duration(c.rng.Int64N(int64(2*pace)))) {
-		if first := hotPairs * int(time.Since(c.rec.start)/generation); first != c.first {
+		if first := c.firstPair(); first != c.first {
 			c.first = first
 			clear(c.tags)
 		}
@@ -134,10 +164,7 @@ func (c *client) run(ctx context.Context) {
 		if lane == nil {
 			continue
 		}
-		// An operation that has begun ends with its own time-out, so that every outcome is told.
-		once, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
-		c.one(once, n)
-		cancel()
+		c.one(context.WithoutCancel(ctx), n) // an operation that has begun ends by itself, so that every outcome is told
 		<-lane
 	}
 }
@@ -174,9 +201,13 @@ func (c *client) one(ctx context.Context, n *node) {
 			bookmark = c.bookmark
 			_, o.bookmark = (&answer{header: map[string][]string{"Kv-Bookmark": {bookmark}}}).bookmark()
 		}
+		ctx, cancel := context.WithTimeout(ctx, readTimeout)
+		defer cancel()
 		c.rec.begin(o)
 		c.call.read(ctx, o, n.url, i, bookmark)
 	} else {
+		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+		defer cancel()
 		c.rec.begin(o)
 		if b := c.call.write(ctx, o, n.url, i, tagOf(held.epoch, held.rev), c.size()); b != "" {
 			c.bookmark = b
