@@ -23,11 +23,11 @@ func diskFaults() []fault {
 			return w.ends(ctx, rng, "error=EIO", 30*time.Second)
 		}},
 		{name: "fsync returns ENOSPC", family: "disk", inject: func(ctx context.Context, w *world, rng *rand.Rand) (string, error) {
-			return w.suffers(ctx, rng, syncCalls, "error=ENOSPC", w.hold(rng, 2*time.Second, 10*time.Second))
+			return w.suffers(ctx, rng, syncCalls, "error=ENOSPC", true, w.hold(rng, 2*time.Second, 10*time.Second))
 		}},
 		{name: "fsync is slow", family: "disk", inject: func(ctx context.Context, w *world, rng *rand.Rand) (string, error) {
 			delay := 50 + rng.IntN(400)
-			what, err := w.suffers(ctx, rng, syncCalls, fmt.Sprintf("delay_enter=%dms", delay), w.hold(rng, 3*time.Second, 10*time.Second))
+			what, err := w.suffers(ctx, rng, syncCalls, fmt.Sprintf("delay_enter=%dms", delay), false, w.hold(rng, 3*time.Second, 10*time.Second))
 			return fmt.Sprintf("%s, %d ms each", what, delay), err
 		}},
 		{name: "fsync of the leader hangs", family: "disk", inject: func(ctx context.Context, w *world, rng *rand.Rand) (string, error) {
@@ -71,14 +71,18 @@ func (w *world) endsOn(ctx context.Context, n *node, inject string, within time.
 	return fmt.Sprintf("%s ended %v after the first", n.name, at.Sub(first).Round(time.Millisecond)), w.restart(ctx, n)
 }
 
-// suffers makes calls of a voter fail or wait for a while. The node must live through it.
-func (w *world) suffers(ctx context.Context, rng *rand.Rand, calls, inject string, length time.Duration) (string, error) {
+// suffers makes calls of a voter fail or wait for a while. A node that ends itself meanwhile is started again, as a
+// supervisor would do, when mayEnd; else it must live through it.
+func (w *world) suffers(ctx context.Context, rng *rand.Rand, calls, inject string, mayEnd bool, length time.Duration) (string, error) {
 	n, who, err := w.either(ctx, rng)
 	if err != nil {
 		return "", err
 	}
 	defer n.touch()()
 	what := fmt.Sprintf("%s %s for %v", who, n.name, length.Round(time.Millisecond))
+	if mayEnd {
+		n.expect()
+	}
 	t, err := w.trace(ctx, n, calls, inject)
 	if err != nil {
 		return what, err
@@ -90,6 +94,9 @@ func (w *world) suffers(ctx context.Context, rng *rand.Rand, calls, inject strin
 	if _, ok := t.first(); !ok {
 		return what, fmt.Errorf("%s made none of the calls %s in %v", n.name, calls, length)
 	}
+	if _, gone := n.gone(); gone && mayEnd {
+		return what + ", ended itself", w.restart(ctx, n)
+	}
 	return what, nil
 }
 
@@ -97,7 +104,7 @@ func (w *world) suffers(ctx context.Context, rng *rand.Rand, calls, inject strin
 func diskFull(ctx context.Context, w *world, rng *rand.Rand) (string, error) {
 	length := w.hold(rng, 3*time.Second, 15*time.Second)
 	if w.mesh.disk == nil {
-		what, err := w.suffers(ctx, rng, "write,pwrite64,fallocate,ftruncate,"+syncCalls, "error=ENOSPC", length)
+		what, err := w.suffers(ctx, rng, "write,pwrite64,fallocate,ftruncate,"+syncCalls, "error=ENOSPC", true, length)
 		return "injected, no disk can be mounted: " + what, err
 	}
 	n, who, err := w.either(ctx, rng)

@@ -85,11 +85,15 @@ func (w *world) strike(ctx context.Context, f fault, rng *rand.Rand, mixed bool)
 	return e
 }
 
-// settle waits until every node is ready and a write that was sent after that is acknowledged.
+// settle waits until every node is ready, every voter has what the leader has, and a write that was sent after that is
+// acknowledged.
 func (w *world) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, settleWithin, fmt.Errorf("not within %v", settleWithin))
 	defer cancel()
 	if err := w.mesh.ready(ctx); err != nil {
+		return fmt.Errorf("the mesh is not whole again: %w", err)
+	}
+	if err := w.mesh.level(ctx); err != nil {
 		return fmt.Errorf("the mesh is not whole again: %w", err)
 	}
 	since := w.rec.now()

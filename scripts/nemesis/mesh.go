@@ -191,7 +191,36 @@ func (m *mesh) waitReady(ctx context.Context, n *node) error {
 	}
 }
 
-const leaderMetric, termMetric = "kvmesh_raft_leader", "kvmesh_raft_term"
+// level waits until the state of every voter has reached what the leader's state holds now.
+func (m *mesh) level(ctx context.Context) error {
+	leader, err := m.leader(ctx)
+	if err != nil {
+		return err
+	}
+	ask, cancel := context.WithTimeout(ctx, askTimeout)
+	got, err := m.call.metrics(ask, leader.admin, appliedMetric)
+	cancel()
+	if err != nil {
+		return err
+	}
+	target := got[appliedMetric]
+	for _, n := range m.voters() {
+		for {
+			ask, cancel := context.WithTimeout(ctx, askTimeout)
+			got, err := m.call.metrics(ask, n.admin, appliedMetric)
+			cancel()
+			if applied, ok := got[appliedMetric]; err == nil && ok && applied >= target {
+				break
+			}
+			if !pause(ctx, poll) {
+				return fmt.Errorf("%s has applied entry %.0f only, the leader %.0f: %w", n.name, got[appliedMetric], target, context.Cause(ctx))
+			}
+		}
+	}
+	return nil
+}
+
+const leaderMetric, termMetric, appliedMetric = "kvmesh_raft_leader", "kvmesh_raft_term", "kvmesh_raft_applied_index"
 
 // leader finds the voter that leads: of those who say so, the one in the highest term.
 func (m *mesh) leader(ctx context.Context) (*node, error) {

@@ -12,10 +12,11 @@ import (
 )
 
 // cell is one key: who wrote its value, and the revision of that write. A value of 0 is an absent key; a revision of 0
-// beside a value is not known, because the write's answer was lost and nobody has read it.
+// beside a value is not known, because the write's answer was lost and nobody has read it: it is only known to be above
+// floor.
 type cell struct {
-	rev   uint64
-	value uint32
+	rev, floor uint64
+	value      uint32
 }
 
 // pairState is the state of the model: two keys that may be written together. last is the highest revision that was given
@@ -84,10 +85,10 @@ func (s pairState) conflicts(o *op) (bool, pairState) {
 	case c.value == 0:
 		return t.rev == 0, s
 	case c.rev == 0: // now it is known
-		if t.rev <= s.last {
+		if t.rev <= c.floor {
 			return false, s
 		}
-		c.rev, s.last = t.rev, t.rev
+		c.rev = t.rev
 		return true, s
 	}
 	return c.rev == t.rev, s
@@ -104,13 +105,13 @@ func (s pairState) apply(o *op) (bool, pairState) {
 				return false, before
 			}
 			if c.value != 0 && c.rev == 0 {
-				c.rev = t.rev
+				c.rev = t.rev // a read of the value has told it before, so this is never the first sight of it
 			}
 		case write:
 			if t.rev != 0 && t.rev <= s.last {
 				return false, before
 			}
-			*c = cell{rev: t.rev, value: t.value}
+			*c = cell{rev: t.rev, floor: s.last, value: t.value}
 			s.last = max(s.last, t.rev)
 		case remove:
 			if o.outcome == done && (t.rev == 0) != (c.value == 0) || t.rev != 0 && t.rev <= s.last {
