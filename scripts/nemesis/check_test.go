@@ -211,7 +211,7 @@ func TestStories(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := &story{}
 			tc.tell(s)
-			if v := checkPair(0, s.ops, time.Minute); v.result != tc.check {
+			if v := newSpec(s.ops).checkPair(0, s.ops, time.Minute); v.result != tc.check {
 				t.Errorf("the checker says %s (%s), want %s", v.result, v.why, tc.check)
 			}
 			if got := kinds(audit(s.ops)); got != tc.audit {
@@ -253,7 +253,7 @@ func TestAuditOfCachedReads(t *testing.T) {
 			if got := kinds(audit(s.ops)); got != tc.want {
 				t.Errorf("found %q, want %q: %v", got, tc.want, audit(s.ops))
 			}
-			if v := checkPair(0, s.ops, time.Minute); v.result != porcupine.Ok {
+			if v := newSpec(s.ops).checkPair(0, s.ops, time.Minute); v.result != porcupine.Ok {
 				t.Errorf("the checker judges a cached read: %s", v.result)
 			}
 		})
@@ -354,7 +354,7 @@ func TestRandomHistories(t *testing.T) {
 	for seed := range uint64(200) {
 		rng := rand.New(rand.NewPCG(seed, 7))
 		ops := simulate(rng, 300, nil)
-		if v := checkPair(0, ops, time.Minute); v.result != porcupine.Ok {
+		if v := newSpec(ops).checkPair(0, ops, time.Minute); v.result != porcupine.Ok {
 			t.Fatalf("seed %d: %s (%s)", seed, v.result, v.why)
 		}
 		if found := audit(ops); len(found) > 0 {
@@ -378,7 +378,7 @@ func TestRandomHistories(t *testing.T) {
 		})
 		if bad {
 			planted++
-			if checkPair(0, ops, time.Minute).result == porcupine.Illegal {
+			if newSpec(ops).checkPair(0, ops, time.Minute).result == porcupine.Illegal {
 				caught++
 			}
 		}

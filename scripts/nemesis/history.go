@@ -64,7 +64,9 @@ type op struct {
 	asOf  uint64
 	call  int64
 	ret   int64
-	met   int // of a conflict: the key whose condition did not hold
+	open  bool   // set by the checker: it may be carried out at any later time, or never
+	turn  uint16 // of an open operation, among those that are alike
+	met   int    // of a conflict: the key whose condition did not hold
 	// Of reads that are not strong.
 	cached    bool
 	tier      string

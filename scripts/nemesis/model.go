@@ -24,38 +24,115 @@ type cell struct {
 type pairState struct {
 	cells [2]cell
 	last  uint64
+	taken int // how many operations have been carried out that are not open
+	used  [alikes]uint16
 }
 
-// model is the sequential specification of one pair of keys. The operations carry their outcomes themselves.
-func model() porcupine.Model {
+// unseen stands for a value that was never read: whose it is makes no difference.
+const unseen = math.MaxUint32
+
+// Open writes that nobody has seen are alike when they do the same to the same key without a condition: then the one that
+// began first may as well come first. pairState.used counts them, so that the checker tries one order of them only.
+const alikes = 4
+
+// alike is the kind of an open operation, -1 when it is like no other.
+func alike(o *op) int {
+	for i, t := range o.keys {
+		if o.keys[1-i].does != nothing || t.demand != always {
+			continue
+		}
+		switch t.does {
+		case write:
+			return 2 * i
+		case remove:
+			return 2*i + 1
+		}
+	}
+	return -1
+}
+
+// spec is the sequential specification of one pair of keys. The operations carry their outcomes themselves.
+//
+// Revisions are dense, so a write whose answer was lost has taken one that no answer has told, or none. That says where in
+// the order it can stand, and keeps the checker from trying everything else.
+type spec struct {
+	untold []uint64 // the revisions that no answer has told, up to the highest that was told
+	top    uint64
+}
+
+// newSpec collects the untold revisions of a whole history, of all keys.
+func newSpec(history []*op) *spec {
+	told := make(map[uint64]bool)
+	p := &spec{}
+	for _, o := range history {
+		for _, t := range o.keys {
+			if o.outcome == done && (t.does != remove || t.rev != 0) {
+				told[t.rev] = true
+				p.top = max(p.top, t.rev)
+			}
+		}
+	}
+	for rev := uint64(1); rev <= p.top; rev++ {
+		if !told[rev] {
+			p.untold = append(p.untold, rev)
+		}
+	}
+	return p
+}
+
+// after is the lowest revision above rev that a write of unknown outcome can have taken.
+func (p *spec) after(rev uint64) uint64 {
+	i, found := slices.BinarySearch(p.untold, rev)
+	if found {
+		i++
+	}
+	if i < len(p.untold) {
+		return p.untold[i]
+	}
+	return max(rev, p.top) + 1
+}
+
+// model is the specification for a history with the given number of operations that are not open.
+func (p *spec) model(closed int) porcupine.Model {
 	return porcupine.Model{
 		Init: func() any { return pairState{} },
 		Step: func(state, input, _ any) (bool, any) {
-			return step(state.(pairState), input.(*op))
+			return p.step(state.(pairState), input.(*op), closed)
 		},
 	}
 }
 
-func step(s pairState, o *op) (bool, pairState) {
-	switch o.outcome {
-	case refused:
-		return false, s // never part of a history that is checked
-	case conflict:
+func (p *spec) step(s pairState, o *op, closed int) (bool, pairState) {
+	switch {
+	case o.open && s.taken == closed:
+		return true, s // nobody can tell any more whether it was carried out
+	case !o.open:
+		s.taken++
+	}
+	kind := -1
+	if o.open {
+		kind = alike(o)
+	}
+	if kind >= 0 && s.used[kind] != o.turn {
+		return false, s
+	}
+	if o.outcome == conflict {
 		return s.conflicts(o)
-	case done:
-		for i := range o.keys {
-			if !s.holds(i, &o.keys[i]) {
-				return false, s
-			}
-		}
-		return s.apply(o)
 	}
-	for i := range o.keys { // unknown: carried out, if its conditions hold
+	for i := range o.keys {
 		if !s.holds(i, &o.keys[i]) {
-			return true, s
+			return false, s
 		}
 	}
-	return s.apply(o)
+	ok, after := p.apply(s, o)
+	// What changes nothing can as well come last. To try it everywhere would take for ever.
+	if o.open && after.cells == s.cells {
+		return false, s
+	}
+	if kind >= 0 {
+		after.used[kind]++
+	}
+	return ok, after
 }
 
 // holds says whether a key fulfils the condition.
@@ -95,30 +172,39 @@ func (s pairState) conflicts(o *op) (bool, pairState) {
 }
 
 // apply carries an operation out.
-func (s pairState) apply(o *op) (bool, pairState) {
+func (p *spec) apply(s pairState, o *op) (bool, pairState) {
 	before := s
 	for i := range o.keys {
 		t, c := &o.keys[i], &s.cells[i]
+		rev := t.rev
 		switch t.does {
 		case look:
 			if c.value != t.value || c.value != 0 && c.rev != 0 && c.rev != t.rev {
 				return false, before
 			}
-			if c.value != 0 && c.rev == 0 {
-				c.rev = t.rev // a read of the value has told it before, so this is never the first sight of it
-			}
+			continue
 		case write:
-			if t.rev != 0 && t.rev <= s.last {
-				return false, before
+			if rev == 0 {
+				rev = p.after(s.last)
 			}
 			*c = cell{rev: t.rev, floor: s.last, value: t.value}
-			s.last = max(s.last, t.rev)
+			if o.open {
+				c.value = unseen
+			}
 		case remove:
-			if o.outcome == done && (t.rev == 0) != (c.value == 0) || t.rev != 0 && t.rev <= s.last {
+			if o.outcome == done && (rev == 0) != (c.value == 0) {
 				return false, before
 			}
+			if rev == 0 && c.value != 0 {
+				rev = p.after(s.last)
+			}
 			*c = cell{}
-			s.last = max(s.last, t.rev)
+		}
+		if rev != 0 {
+			if rev <= s.last {
+				return false, before
+			}
+			s.last = rev
 		}
 	}
 	return true, s
@@ -138,7 +224,7 @@ type verdict struct {
 //
 // An unknown write that nobody has seen may be left out as long as that gives a linearization: it can always be put behind
 // everything else. Only if there is none without them, all are taken in.
-func checkPair(pair int, history []*op, limit time.Duration) verdict {
+func (p *spec) checkPair(pair int, history []*op, limit time.Duration) verdict {
 	v := verdict{pair: pair, result: porcupine.Ok}
 	seen, open := prepare(history)
 	v.ops = len(seen)
@@ -146,11 +232,11 @@ func checkPair(pair int, history []*op, limit time.Duration) verdict {
 		v.result, v.why = porcupine.Illegal, bad
 		return v
 	}
-	if v.result = linearizable(seen, limit); v.result == porcupine.Ok || len(open) == 0 {
+	if v.result = p.linearizable(seen, limit); v.result == porcupine.Ok || len(open) == 0 {
 		return v
 	}
 	v.ops, v.open = len(seen)+len(open), len(open)
-	v.result = linearizable(append(seen, open...), limit)
+	v.result = p.linearizable(append(seen, open...), limit)
 	return v
 }
 
@@ -188,10 +274,18 @@ func prepare(history []*op) (seen, open []*op) {
 				c.ret = min(c.ret, s.by)
 			}
 		}
-		if c.ret == math.MaxInt64 {
+		if c.open = c.ret == math.MaxInt64; c.open {
 			open = append(open, &c)
 		} else {
 			seen = append(seen, &c)
+		}
+	}
+	slices.SortFunc(open, func(a, b *op) int { return cmp.Compare(a.call, b.call) })
+	var turns [alikes]uint16
+	for _, o := range open {
+		if kind := alike(o); kind >= 0 {
+			o.turn = turns[kind]
+			turns[kind]++
 		}
 	}
 	return seen, open
@@ -248,7 +342,7 @@ func tighten(ops []*op) string {
 
 // linearizable asks porcupine. Times become ranks, so that of operations that begin at once the one with the lower
 // revision is tried first.
-func linearizable(ops []*op, limit time.Duration) porcupine.CheckResult {
+func (p *spec) linearizable(ops []*op, limit time.Duration) porcupine.CheckResult {
 	type event struct {
 		at  int64
 		end bool
@@ -271,7 +365,12 @@ func linearizable(ops []*op, limit time.Duration) porcupine.CheckResult {
 		}
 		return cmp.Compare(a.rev, b.rev)
 	})
-	history := make([]porcupine.Operation, len(ops))
+	history, closed := make([]porcupine.Operation, len(ops)), 0
+	for _, o := range ops {
+		if !o.open {
+			closed++
+		}
+	}
 	for rank, e := range events {
 		h := &history[e.op]
 		if e.end {
@@ -280,5 +379,5 @@ func linearizable(ops []*op, limit time.Duration) porcupine.CheckResult {
 		}
 		h.ClientId, h.Input, h.Call = ops[e.op].client, ops[e.op], int64(rank)
 	}
-	return porcupine.CheckOperationsTimeout(model(), history, limit)
+	return porcupine.CheckOperationsTimeout(p.model(closed), history, limit)
 }

@@ -47,6 +47,7 @@ func (s *session) judge(faults []fault) *result {
 	r.odd, r.oddN = s.rec.oddities()
 	r.count(history)
 	r.findings = audit(history)
+	p := newSpec(history)
 	pairs := make(map[int][]*op)
 	for _, o := range history {
 		pairs[o.pair] = append(pairs[o.pair], o)
@@ -58,7 +59,7 @@ func (s *session) judge(faults []fault) *result {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			v := checkPair(pair, ops, checkLimit)
+			v := p.checkPair(pair, ops, checkLimit)
 			mu.Lock()
 			defer mu.Unlock()
 			r.verdicts = append(r.verdicts, v)
