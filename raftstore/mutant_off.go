@@ -11,6 +11,7 @@ const (
 	mutConfirmEarlyAcks  = false
 	mutReuseReadIndex    = false
 	mutLoseWrite         = false
+	mutKeepCut           = false
 )
 
 type mutant struct{}

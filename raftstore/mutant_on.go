@@ -17,6 +17,7 @@ var (
 	mutConfirmEarlyAcks  = mutating("confirm-early-acks") // answers to requests count that were sent before
 	mutReuseReadIndex    = mutating("reuse-read-index")   // who comes while a round is on its way takes that one
 	mutLoseWrite         = mutating("lose-write")         // one acknowledged put in a hundred is not kept, on any voter
+	mutKeepCut           = mutating("keep-cut")           // a log that was cut and cannot be written is kept
 )
 
 func mutating(name string) bool { return os.Getenv("KVMESH_MUTANT") == name }

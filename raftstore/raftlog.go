@@ -6,6 +6,7 @@ import (
 	"io"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -88,6 +89,9 @@ type watchedLog struct {
 	meter  *logMeter
 	fatal  func(error)
 	grown  func() // the log has grown; must not block
+	// cut is where the log ends since entries were cut off its end that the leader contradicts, 0 after the next append. The
+	// library goes on believing in the entries that were cut off until it has appended others.
+	cut atomic.Uint64
 
 	mu    sync.Mutex // guards all below
 	term  uint64     // of the newest no-op, with which every leader begins
@@ -101,25 +105,47 @@ func (w *watchedLog) StoreLogs(logs []*raft.Log) error {
 	w.note(logs)
 	w.events.storing(logs)
 	if err := w.Log.StoreLogs(logs); err != nil {
-		if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+		switch {
+		case !diskFull(err):
 			// After a failed fsync nobody knows what the disk holds, and asking again would lie: the kernel has dropped
 			// the dirty pages. Only a full disk is known to heal.
 			w.fatal(fmt.Errorf("the log cannot be written: %w", err))
+		case w.cut.Load() != 0 && !mutKeepCut:
+			// The library would vote and answer by entries that are gone, refuse every later one, and never get over it.
+			w.fatal(fmt.Errorf("the log was cut back to entry %d, and what belongs there instead cannot be written: %w; "+
+				"free some space and start this node again, it goes on from there", w.cut.Load()-1, err))
 		}
 		return err
 	}
+	w.cut.Store(0)
 	w.meter.add(logs)
 	w.events.stored(logs)
 	w.grown()
 	return nil
 }
 
+// DeleteRange is called with the beginning of the log when a snapshot has made it superfluous, and with its end when the
+// leader contradicts it.
 func (w *watchedLog) DeleteRange(lo, hi uint64) error {
-	err := w.Log.DeleteRange(lo, hi)
+	last, err := w.LastIndex()
 	if err == nil {
+		err = w.Log.DeleteRange(lo, hi)
+	}
+	switch {
+	case err == nil:
 		w.meter.drop(lo, hi)
+		if hi >= last {
+			w.cut.Store(lo)
+		}
+	case !diskFull(err):
+		w.fatal(fmt.Errorf("entries %d to %d of the log cannot be deleted: %w", lo, hi, err))
 	}
 	return err
+}
+
+// diskFull reports whether err is the one failure of a disk that heals.
+func diskFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // note remembers, for the newest term, which entries are no commands. It runs before the entries can commit.
