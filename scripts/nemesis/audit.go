@@ -126,7 +126,7 @@ func (a *auditor) key(i int, ops []*op) {
 		if t.does == remove && o.outcome != refused {
 			removes = true
 		}
-		if o.cached || t.rev == 0 || o.outcome == refused || o.outcome == unknown || o.outcome == conflict && o.met != i {
+		if o.cached || t.rev == 0 || o.outcome == refused || o.outcome == unknown || o.outcome == conflict && !t.failed {
 			continue
 		}
 		strong = append(strong, seen{o.call, o.ret, t.rev, o, o.outcome == done && (t.does == write || t.does == remove)})

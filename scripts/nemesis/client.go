@@ -187,7 +187,79 @@ func (c *caller) write(ctx context.Context, o *op, base string, i int, tag strin
 		o.epoch, o.asOf = a.bookmark()
 		return a.header.Get("Kv-Bookmark")
 	case err == nil && a.status == http.StatusPreconditionFailed:
-		o.outcome, o.met, t.rev = conflict, i, a.uint("Kv-Revision")
+		o.outcome, t.failed, t.rev = conflict, true, a.uint("Kv-Revision")
+	default:
+		c.failed(o, &a, sent, err)
+	}
+	return ""
+}
+
+// txnItem is an item of a transaction, and of its answer.
+type txnItem struct {
+	Namespace string  `json:"namespace"`
+	Key       string  `json:"key"`
+	Revision  uint64  `json:"revision,omitempty"`
+	Exists    *bool   `json:"exists,omitempty"`
+	Value     *string `json:"value,omitempty"`
+}
+
+// txn carries out what the operation does to both keys, all or nothing.
+func (c *caller) txn(ctx context.Context, o *op, base string, size int) (bookmark string) {
+	var doc struct {
+		Compare []txnItem `json:"compare,omitempty"`
+		Put     []txnItem `json:"put,omitempty"`
+		Delete  []txnItem `json:"delete,omitempty"`
+	}
+	yes, no := true, false
+	for i, t := range o.keys {
+		it := txnItem{Namespace: namespace, Key: keyName(o.pair, i)}
+		switch t.demand {
+		case whenAbsent:
+			doc.Compare = append(doc.Compare, txnItem{Namespace: namespace, Key: it.Key, Exists: &no})
+		case whenPresent:
+			doc.Compare = append(doc.Compare, txnItem{Namespace: namespace, Key: it.Key, Exists: &yes})
+		case whenRevision:
+			doc.Compare = append(doc.Compare, txnItem{Namespace: namespace, Key: it.Key, Revision: t.expect})
+		}
+		switch t.does {
+		case write:
+			value := string(makeValue(o.id, size))
+			it.Value = &value
+			doc.Put = append(doc.Put, it)
+		case remove:
+			doc.Delete = append(doc.Delete, it)
+		}
+	}
+	body, err := json.Marshal(doc)
+	if err != nil {
+		c.rec.oddf("a transaction that cannot be written down: %v", err)
+		o.outcome = refused
+		return ""
+	}
+	a, sent, err := c.send(ctx, http.MethodPost, base+"/v1/txn", nil, body)
+	var told struct {
+		Put, Delete, Conflicts []txnItem
+	}
+	understood := err == nil && json.Unmarshal(a.body, &told) == nil
+	each := func(items []txnItem, do func(*touch, uint64)) {
+		for _, it := range items {
+			for i := range o.keys {
+				if it.Key == keyName(o.pair, i) {
+					do(&o.keys[i], it.Revision)
+				}
+			}
+		}
+	}
+	switch {
+	case understood && a.status == http.StatusOK:
+		o.outcome = done
+		o.epoch, o.asOf = a.bookmark()
+		each(append(told.Put, told.Delete...), func(t *touch, rev uint64) { t.rev = rev })
+		return a.header.Get("Kv-Bookmark")
+	case understood && a.status == http.StatusConflict && len(told.Conflicts) > 0:
+		o.outcome = conflict
+		o.epoch, o.asOf = a.bookmark()
+		each(told.Conflicts, func(t *touch, rev uint64) { t.failed, t.rev = true, rev })
 	default:
 		c.failed(o, &a, sent, err)
 	}

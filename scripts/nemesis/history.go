@@ -38,6 +38,8 @@ type touch struct {
 	value uint32
 	// rev is the revision that was read, that the write took, or that a failed condition met. 0: none, or not known.
 	rev uint64
+	// failed says that the condition did not hold, and at rev.
+	failed bool
 }
 
 // outcome is what the client knows about an operation.
@@ -66,7 +68,6 @@ type op struct {
 	ret   int64
 	open  bool   // set by the checker: it may be carried out at any later time, or never
 	turn  uint16 // of an open operation, among those that are alike
-	met   int    // of a conflict: the key whose condition did not hold
 	// Of reads that are not strong.
 	cached    bool
 	tier      string
@@ -106,7 +107,10 @@ func (o *op) String() string {
 		case remove:
 			s += fmt.Sprintf(" delete, revision %d", k.rev)
 		case check:
-			s += fmt.Sprintf(" compare, revision %d", k.rev)
+			s += " compare"
+		}
+		if k.failed {
+			s += fmt.Sprintf(", which failed at revision %d", k.rev)
 		}
 	}
 	return s + " -> " + [...]string{"done", "conflict", "refused", "unknown"}[o.outcome] + " " + o.code

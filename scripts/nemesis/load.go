@@ -192,6 +192,8 @@ func (c *client) one(ctx context.Context, n *node) {
 		t.does, t.demand, t.expect = remove, whenRevision, held.rev
 	case dice < 90:
 		t.does = remove
+	case c.rng.IntN(10) < 7:
+		c.compose(o, i)
 	default:
 		t.does = look
 	}
@@ -209,12 +211,46 @@ func (c *client) one(ctx context.Context, n *node) {
 		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 		defer cancel()
 		c.rec.begin(o)
-		if b := c.call.write(ctx, o, n.url, i, tagOf(held.epoch, held.rev), c.size()); b != "" {
-			c.bookmark = b
+		var bookmark string
+		if o.keys[1-i].does == nothing {
+			bookmark = c.call.write(ctx, o, n.url, i, tagOf(held.epoch, held.rev), c.size())
+		} else {
+			bookmark = c.call.txn(ctx, o, n.url, c.size())
+		}
+		if bookmark != "" {
+			c.bookmark = bookmark
 		}
 	}
 	c.rec.end(o)
 	c.learn(o)
+}
+
+// compose makes a transaction over both keys, which begins with key i.
+func (c *client) compose(o *op, i int) {
+	a, b := &o.keys[i], &o.keys[1-i]
+	for _, t := range []*touch{a, b} {
+		held, known := c.tags[[2]int{o.pair, 0}]
+		if t == &o.keys[1] {
+			held, known = c.tags[[2]int{o.pair, 1}]
+		}
+		switch dice := c.rng.IntN(10); {
+		case dice < 5 && known:
+			t.demand, t.expect = whenRevision, held.rev
+		case dice < 6:
+			t.demand = whenPresent
+		case dice < 7:
+			t.demand = whenAbsent
+		}
+	}
+	a.does, b.does = write, write
+	switch c.rng.IntN(10) {
+	case 0:
+		b.does = remove
+	case 1, 2:
+		if b.demand != always {
+			b.does = check
+		}
+	}
 }
 
 // learn keeps the states that came with a value, for later conditions.

@@ -151,24 +151,30 @@ func (s *pairState) holds(i int, t *touch) bool {
 	return true
 }
 
-// conflicts says whether the state explains that a condition failed, and at the revision that the answer named.
+// conflicts says whether the state explains that just those conditions failed that the answer named, and at the revisions
+// that it named.
 func (s pairState) conflicts(o *op) (bool, pairState) {
-	t := &o.keys[o.met]
-	if s.holds(o.met, t) {
-		return false, s
-	}
-	c := &s.cells[o.met]
-	switch {
-	case c.value == 0:
-		return t.rev == 0, s
-	case c.rev == 0: // now it is known
-		if t.rev <= c.floor {
-			return false, s
+	before := s
+	for i := range o.keys {
+		t, c := &o.keys[i], &s.cells[i]
+		switch {
+		case s.holds(i, t) == t.failed:
+			return false, before
+		case !t.failed:
+		case c.value == 0:
+			if t.rev != 0 {
+				return false, before
+			}
+		case c.rev == 0: // now it is known
+			if t.rev <= c.floor {
+				return false, before
+			}
+			c.rev = t.rev
+		case c.rev != t.rev:
+			return false, before
 		}
-		c.rev = t.rev
-		return true, s
 	}
-	return c.rev == t.rev, s
+	return true, s
 }
 
 // apply carries an operation out.
