@@ -54,7 +54,15 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "only faults whose name contains one of these, with commas between them; such a run proves nothing")
 	flag.BoolVar(&o.planted, "planted", true, "also run with a planted lost write and a planted stale read, which must be found")
 	flag.BoolVar(&o.once, "once", false, "stop after every fault has happened once")
+	again := flag.String("recheck", "", "only judge the history in this `file`, as a run with -dir has kept it")
 	flag.Parse()
+	if *again != "" {
+		if err := recheck(*again); err != nil {
+			fmt.Fprintln(os.Stderr, "nemesis:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if o.binary == "" || o.planted && o.mutant == "" || flag.NArg() > 0 {
 		fmt.Fprintln(os.Stderr, "usage: nemesis -kvmesh BINARY -mutant BINARY [-minutes N]; see scripts/nemesis.sh")
 		os.Exit(2)

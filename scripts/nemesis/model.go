@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"slices"
 	"time"
@@ -193,7 +194,7 @@ func (p *spec) apply(s pairState, o *op) (bool, pairState) {
 			if rev == 0 {
 				rev = p.after(s.last)
 			}
-			*c = cell{rev: t.rev, floor: s.last, value: t.value}
+			*c = cell{rev: t.rev, floor: before.last, value: t.value}
 			if o.open {
 				c.value = unseen
 			}
@@ -206,11 +207,11 @@ func (p *spec) apply(s pairState, o *op) (bool, pairState) {
 			}
 			*c = cell{}
 		}
-		if rev != 0 {
-			if rev <= s.last {
+		if rev != 0 { // within a transaction the keys may take theirs in any order
+			if rev <= before.last {
 				return false, before
 			}
-			s.last = rev
+			s.last = max(s.last, rev)
 		}
 	}
 	return true, s
@@ -244,6 +245,49 @@ func (p *spec) checkPair(pair int, history []*op, limit time.Duration) verdict {
 	v.ops, v.open = len(seen)+len(open), len(open)
 	v.result = p.linearizable(append(seen, open...), limit)
 	return v
+}
+
+// explain says where the longest order ends that the checker found, and what could not follow there. It is asked once a
+// history is known to be illegal.
+func (p *spec) explain(history []*op, limit time.Duration) string {
+	seen, open := prepare(history)
+	if bad := tighten(seen); bad != "" {
+		return bad
+	}
+	ops := append(seen, open...)
+	made, closed := ranked(ops)
+	_, info := porcupine.CheckOperationsVerbose(p.model(closed), made, limit)
+	var longest []porcupine.Operation
+	for _, part := range info.PartialLinearizationsOperations() {
+		for _, order := range part {
+			if len(order) > len(longest) {
+				longest = order
+			}
+		}
+	}
+	state, in := pairState{}, make(map[*op]bool)
+	text := ""
+	for i, h := range longest {
+		o := h.Input.(*op)
+		_, state = p.step(state, o, closed)
+		in[o] = true
+		if i >= len(longest)-8 {
+			text += fmt.Sprintf("    then %v\n", o)
+		}
+	}
+	next := int64(math.MaxInt64)
+	for _, o := range ops {
+		if !in[o] && !o.open {
+			next = min(next, o.ret)
+		}
+	}
+	text += fmt.Sprintf("    which gives %+v; none of these can follow:\n", state)
+	for _, o := range ops {
+		if !in[o] && o.call <= next {
+			text += fmt.Sprintf("    %v\n", o)
+		}
+	}
+	return text
 }
 
 // prepare copies what is to be checked. An unknown write whose value was read took effect before that read ended, and its
@@ -346,9 +390,15 @@ func tighten(ops []*op) string {
 	return ""
 }
 
-// linearizable asks porcupine. Times become ranks, so that of operations that begin at once the one with the lower
-// revision is tried first.
+// linearizable asks porcupine.
 func (p *spec) linearizable(ops []*op, limit time.Duration) porcupine.CheckResult {
+	history, closed := ranked(ops)
+	return porcupine.CheckOperationsTimeout(p.model(closed), history, limit)
+}
+
+// ranked makes ranks of times, so that of operations that begin at once the one with the lower revision is tried first. It
+// also counts the operations that are not open.
+func ranked(ops []*op) (history []porcupine.Operation, closed int) {
 	type event struct {
 		at  int64
 		end bool
@@ -371,7 +421,7 @@ func (p *spec) linearizable(ops []*op, limit time.Duration) porcupine.CheckResul
 		}
 		return cmp.Compare(a.rev, b.rev)
 	})
-	history, closed := make([]porcupine.Operation, len(ops)), 0
+	history = make([]porcupine.Operation, len(ops))
 	for _, o := range ops {
 		if !o.open {
 			closed++
@@ -385,5 +435,5 @@ func (p *spec) linearizable(ops []*op, limit time.Duration) porcupine.CheckResul
 		}
 		h.ClientId, h.Input, h.Call = ops[e.op].client, ops[e.op], int64(rank)
 	}
-	return porcupine.CheckOperationsTimeout(p.model(closed), history, limit)
+	return history, closed
 }

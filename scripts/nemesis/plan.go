@@ -139,9 +139,10 @@ func runReal(ctx context.Context, o options, net network, dir string, budget tim
 	}
 	s.rest()
 	converged = s.converge(ctx)
+	kept := keep(filepath.Join(dir, "history"), s.rec.history())
 	v := s.judge(faults)
 	v.print(os.Stdout)
-	return errors.Join(converged, v.err(o.only != ""))
+	return errors.Join(converged, kept, v.err(o.only != ""))
 }
 
 // reserve is what the end of a run takes: convergence, the check, the tables.

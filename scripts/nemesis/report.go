@@ -60,6 +60,9 @@ func (s *session) judge(faults []fault) *result {
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			v := p.checkPair(pair, ops, checkLimit)
+			if v.result == porcupine.Illegal && v.why == "" {
+				v.why = p.explain(ops, checkLimit)
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			r.verdicts = append(r.verdicts, v)
@@ -222,7 +225,7 @@ func (r *result) details(w io.Writer) {
 	}
 	for _, v := range r.verdicts {
 		if v.result != porcupine.Ok {
-			fmt.Fprintf(w, "pair %d: %s (%d operations, %d open) %s\n", v.pair, v.result, v.ops, v.open, v.why)
+			fmt.Fprintf(w, "pair %d: %s (%d operations, %d open)\n%s\n", v.pair, v.result, v.ops, v.open, v.why)
 		}
 	}
 	for _, t := range r.odd {
