@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -112,13 +113,23 @@ func diskFull(ctx context.Context, w *world, rng *rand.Rand) (string, error) {
 		return "", err
 	}
 	defer n.touch()()
+	n.expect()
 	filler := filepath.Join(filepath.Dir(n.dir), "filler")
 	filled, err := fill(filler)
 	if err == nil {
 		pause(ctx, length)
 	}
-	return fmt.Sprintf("%s %s: %d MiB filled for %v", who, n.name, filled>>20, length.Round(time.Millisecond)),
-		errors.Join(err, os.Remove(filler))
+	what := fmt.Sprintf("%s %s: %d MiB filled for %v", who, n.name, filled>>20, length.Round(time.Millisecond))
+	if err := errors.Join(err, os.Remove(filler)); err != nil {
+		return what, err
+	}
+	// There is one state of the log in which it cannot wait for space; see raftstore's watchedLog.
+	if why, gone := n.gone(); gone && strings.Contains(why.Error(), "was cut back to entry") {
+		return what + ", ended itself because its log was cut", w.restart(ctx, n)
+	} else if gone {
+		return what, fmt.Errorf("%s ended by itself: %w", n.name, why)
+	}
+	return what, nil
 }
 
 // fill writes a file until nothing more fits onto its disk.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -38,7 +39,7 @@ type event struct {
 // catalogue is every fault. Each must happen in every run.
 func catalogue() []fault {
 	var all []fault
-	for _, family := range [][]fault{processFaults(), diskFaults(), networkFaults()} {
+	for _, family := range [][]fault{processFaults(), diskFaults(), networkFaults(), memberFaults(), damageFaults()} {
 		all = append(all, family...)
 	}
 	return all
@@ -52,10 +53,13 @@ type world struct {
 	call *caller
 	opts options
 
-	mu     sync.Mutex // guards events
+	mu     sync.Mutex // guards events and slots
 	events []event
+	slots  int // the highest that is taken
 	// hurt is held by the fault that damages, empties or hides a voter's data: one voter at a time.
 	hurt sync.Mutex
+	// members is held by what changes who votes.
+	members sync.Mutex
 	// wires is held by the fault that cuts the network, because cuts are mended all at once.
 	wires sync.Mutex
 }
@@ -90,8 +94,15 @@ func (w *world) strike(ctx context.Context, f fault, rng *rand.Rand, mixed bool)
 func (w *world) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, settleWithin, fmt.Errorf("not within %v", settleWithin))
 	defer cancel()
-	if err := w.mesh.ready(ctx); err != nil {
-		return fmt.Errorf("the mesh is not whole again: %w", err)
+	for {
+		err := w.mesh.ready(ctx)
+		if err == nil {
+			break
+		}
+		revived, rerr := w.revive(ctx)
+		if err := errors.Join(err, rerr); !revived || rerr != nil {
+			return fmt.Errorf("the mesh is not whole again: %w", err)
+		}
 	}
 	if err := w.mesh.level(ctx); err != nil {
 		return fmt.Errorf("the mesh is not whole again: %w", err)
@@ -103,6 +114,25 @@ func (w *world) settle(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// revive replaces the nodes that have ended because they found only now that their files were damaged.
+func (w *world) revive(ctx context.Context) (bool, error) {
+	revived := false
+	for _, n := range w.mesh.all() {
+		if _, gone := n.gone(); !gone || n.damaged() == "" {
+			continue
+		}
+		fmt.Printf("          %s has ended by itself (%s) and is replaced\n", n.name, n.damaged())
+		revived = true
+		w.hurt.Lock()
+		err := w.replace(ctx, n)
+		w.hurt.Unlock()
+		if err != nil {
+			return true, err
+		}
+	}
+	return revived, nil
 }
 
 // restart starts a node again and waits until it is ready.

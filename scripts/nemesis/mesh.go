@@ -51,6 +51,7 @@ type node struct {
 	expected bool // the process may end: somebody ends it, or has broken its disk
 	upset    int  // how many faults touch this node now
 	lives    int  // how often its data were begun anew
+	hurt     string
 }
 
 // mesh is the processes. It is safe for concurrent use.

@@ -48,7 +48,7 @@ func begin(ctx context.Context, o options, net network, dir, binary string, slot
 		return nil, err
 	}
 	s := &session{
-		world: &world{mesh: m, net: net, rec: rec, call: call, opts: o},
+		world: &world{mesh: m, net: net, rec: rec, call: call, opts: o, slots: slot + firstExtra},
 		load:  &load{mesh: m, call: call, rec: rec, seed: o.seed},
 	}
 	if err := m.start(ctx); err != nil {
@@ -59,6 +59,9 @@ func begin(ctx context.Context, o options, net network, dir, binary string, slot
 	s.wg.Go(func() { s.load.run(load) })
 	return s, nil
 }
+
+// firstExtra is the distance from a mesh's first slot to those of the voters that are added later.
+const firstExtra = 60
 
 // rest ends the load. It may be called again.
 func (s *session) rest() {
@@ -194,6 +197,9 @@ func (s *session) mix(ctx context.Context, faults []fault, rng *rand.Rand) error
 		return context.Cause(ctx)
 	}
 	// One fault may have kept the other from what it wanted to see; what counts is that the mesh heals.
+	if err := s.crashes(); err != nil {
+		return err
+	}
 	for _, n := range s.mesh.all() {
 		if err := n.start(); err != nil {
 			return err
