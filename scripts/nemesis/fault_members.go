@@ -153,11 +153,7 @@ func (n *node) id(ctx context.Context) (string, error) {
 func (w *world) addVoter(ctx context.Context, rng *rand.Rand) (*node, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*memberWithin, fmt.Errorf("not within %v", 2*memberWithin))
 	defer cancel()
-	w.mu.Lock()
-	w.slots++
-	slot := w.slots
-	w.mu.Unlock()
-	n, err := w.mesh.lay("voter", slot, regions[rng.IntN(len(regions))])
+	n, err := w.mesh.lay("voter", w.nextSlots(1), regions[rng.IntN(len(regions))])
 	if err != nil {
 		return nil, err
 	}

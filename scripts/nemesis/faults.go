@@ -21,7 +21,7 @@ type fault struct {
 	stops bool
 	// alone says that it must not be mixed with others.
 	alone bool
-	// last says that nothing comes after it.
+	// last says that it comes when everything else is over and nobody writes any more.
 	last bool
 }
 
@@ -39,7 +39,7 @@ type event struct {
 // catalogue is every fault. Each must happen in every run.
 func catalogue() []fault {
 	var all []fault
-	for _, family := range [][]fault{processFaults(), diskFaults(), networkFaults(), memberFaults(), damageFaults()} {
+	for _, family := range [][]fault{processFaults(), diskFaults(), networkFaults(), memberFaults(), damageFaults(), backupFaults()} {
 		all = append(all, family...)
 	}
 	return all
@@ -53,9 +53,11 @@ type world struct {
 	call *caller
 	opts options
 
-	mu     sync.Mutex // guards events and slots
+	mu     sync.Mutex // guards all below
 	events []event
 	slots  int // the highest that is taken
+	// backups are those that were saved, oldest first.
+	backups []backup
 	// hurt is held by the fault that damages, empties or hides a voter's data: one voter at a time.
 	hurt sync.Mutex
 	// members is held by what changes who votes.
@@ -78,11 +80,13 @@ func (w *world) strike(ctx context.Context, f fault, rng *rand.Rand, mixed bool)
 	e := event{name: f.name, begin: w.rec.now(), mixed: mixed}
 	e.what, e.err = f.inject(ctx, w, rng)
 	e.undone = w.rec.now()
-	if e.err == nil && !mixed {
+	if e.err == nil && !mixed && !f.last {
 		e.err = w.settle(ctx)
 	}
 	e.back = w.rec.now()
-	e.gap = w.rec.longestGap(e.begin, e.back)
+	if !f.last {
+		e.gap = w.rec.longestGap(e.begin, e.back)
+	}
 	w.mu.Lock()
 	w.events = append(w.events, e)
 	w.mu.Unlock()
@@ -116,20 +120,28 @@ func (w *world) settle(ctx context.Context) error {
 	return nil
 }
 
-// revive replaces the nodes that have ended because they found only now that their files were damaged.
+// revive starts the nodes again that were allowed to end and have, as a supervisor would do, and replaces those that have
+// found only now that their files were damaged.
 func (w *world) revive(ctx context.Context) (bool, error) {
 	revived := false
 	for _, n := range w.mesh.all() {
-		if _, gone := n.gone(); !gone || n.damaged() == "" {
+		if _, gone := n.gone(); !gone {
 			continue
 		}
-		fmt.Printf("          %s has ended by itself (%s) and is replaced\n", n.name, n.damaged())
-		revived = true
-		w.hurt.Lock()
-		err := w.replace(ctx, n)
-		w.hurt.Unlock()
-		if err != nil {
-			return true, err
+		if n.damaged() != "" {
+			fmt.Printf("          %s has ended by itself (%s) and is replaced\n", n.name, n.damaged())
+			w.hurt.Lock()
+			err := w.replace(ctx, n)
+			w.hurt.Unlock()
+			if err != nil {
+				return true, err
+			}
+			revived = true
+		} else if n.crashed() == nil {
+			if err := w.restart(ctx, n); err != nil {
+				return true, err
+			}
+			revived = true
 		}
 	}
 	return revived, nil

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -41,6 +42,18 @@ type mesh struct {
 	nodes []*node
 }
 
+// newKey makes the mesh key.
+func (m *mesh) newKey(ctx context.Context) error {
+	m.key = filepath.Join(m.dir, "mesh.key")
+	cmd := exec.CommandContext(ctx, m.binary, "mesh-key", "new")
+	cmd.Env = environment()
+	key, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("mesh-key new: %w", err)
+	}
+	return os.WriteFile(m.key, key, 0o600)
+}
+
 // layout makes the nodes of a mesh without starting them.
 func (m *mesh) layout(voters, edges, firstSlot int) error {
 	var all []*node
@@ -56,7 +69,9 @@ func (m *mesh) layout(voters, edges, firstSlot int) error {
 		all = append(all, n)
 	}
 	for _, n := range all {
-		n.args = append(n.args, "--join", strings.Join(seeds(all, n), ","))
+		if voters > 1 || n.role != "voter" {
+			n.args = append(n.args, "--join", strings.Join(seeds(all, n), ","))
+		}
 		if n.role == "voter" {
 			n.args = append(n.args, "--bootstrap-expect", strconv.Itoa(voters))
 		}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,16 +31,9 @@ func begin(ctx context.Context, o options, net network, dir, binary string, slot
 	rec := newRecorder()
 	call := newCaller(rec)
 	m := &mesh{
-		binary: binary, dir: dir, profile: o.profile, env: environment(env...), net: net, call: call,
-		key: filepath.Join(dir, "mesh.key"), disk: disks(dir),
+		binary: binary, dir: dir, profile: o.profile, env: environment(env...), net: net, call: call, disk: disks(dir),
 	}
-	keygen := exec.CommandContext(ctx, binary, "mesh-key", "new")
-	keygen.Env = environment()
-	key, err := keygen.Output()
-	if err != nil {
-		return nil, fmt.Errorf("mesh-key new: %w", err)
-	}
-	if err := os.WriteFile(m.key, key, 0o600); err != nil {
+	if err := m.newKey(ctx); err != nil {
 		return nil, err
 	}
 	if err := m.layout(3, 2, slot); err != nil {
@@ -132,20 +124,17 @@ func runReal(ctx context.Context, o options, net network, dir string, budget tim
 			return err
 		}
 	}
-	var converged error
+	s.rest()
+	last := s.converge(ctx)
 	for _, f := range faults {
-		if f.last {
-			if err := s.single(ctx, f, rng); err != nil {
-				return err
-			}
+		if f.last && last == nil {
+			last = s.single(ctx, f, rng)
 		}
 	}
-	s.rest()
-	converged = s.converge(ctx)
 	kept := keep(filepath.Join(dir, "history"), s.rec.history())
 	v := s.judge(faults)
 	v.print(os.Stdout)
-	return errors.Join(converged, kept, v.err(o.only != ""))
+	return errors.Join(last, kept, v.err(o.only != ""))
 }
 
 // reserve is what the end of a run takes: convergence, the check, the tables.
