@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The one gate: everything that must hold before a change is committed. It needs Go and a C compiler (for the race
-# detector), asks for nothing, can be started from any directory and leaves nothing behind. Tools are pinned in
-# scripts/tools/go.mod. The first step that fails is named, and its exit status is the script's.
+# The one gate: everything that must hold before a change is committed. It needs Go, a C compiler (for the race detector)
+# and, on Linux, strace and iproute2 (which it installs where it is root and has apt-get). It asks for nothing, can be
+# started from any directory and leaves nothing behind. Tools are pinned in scripts/tools/go.mod. The first step that
+# fails is named, and its exit status is the script's.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
@@ -128,6 +129,15 @@ race_tests() {
 	go test -race -shuffle=on -timeout=15m -cpu=1 "${virtual[@]}"
 }
 
+# nemesis breaks real processes for four minutes. What it does it with is Linux's.
+nemesis() {
+	if [[ $(uname -s) == Linux ]]; then
+		bash scripts/nemesis.sh 4
+	else
+		echo "NOT RUN: no faults are injected into real processes here, that takes Linux; see scripts/nemesis.sh"
+	fi
+}
+
 step "tools" tools
 step "gofumpt" format
 step "go mod tidy" tidy
@@ -137,4 +147,5 @@ step "staticcheck" statics
 step "imports" imports
 step "go test -race" race_tests
 step "simulation" bash scripts/sim.sh 30
+step "nemesis" nemesis
 step "real data" bash scripts/realdata.sh
