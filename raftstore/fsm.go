@@ -28,6 +28,8 @@ type fsm struct {
 	// broken is set for ever by the first entry that cannot be applied. Later ones must not be applied on top of the hole,
 	// and no snapshot may claim to hold it, for as long as the process still lives.
 	broken atomic.Bool
+	// members is the newest membership that is committed, nil when none was since the start.
+	members atomic.Pointer[Membership]
 }
 
 var _ raft.BatchingFSM = (*fsm)(nil)
@@ -58,7 +60,9 @@ func (f *fsm) apply(logs []*raft.Log, answers []any) {
 		answers[i] = errBroken
 	}
 	for i, l := range logs {
-		if l.Type != raft.LogCommand { // configurations come here too; Raft keeps them itself
+		if l.Type != raft.LogCommand { // a configuration: Raft keeps them itself, but does not tell their index
+			m := membersOf(raft.DecodeConfiguration(l.Data), l.Index)
+			f.members.Store(&m)
 			answers[i] = nil
 			continue
 		}

@@ -69,6 +69,7 @@ func (s *Store) runAsLeader(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { l.run(ctx) })
+	wg.Go(func() { s.watchProgress(ctx, term) })
 
 	s.leads.Store(l)
 	s.leaderMayHaveChanged()

@@ -18,7 +18,7 @@ func (s *Store) Bootstrapped() (bool, error) {
 }
 
 // Bootstrap makes the first configuration of a new cluster: the node ids of its voters, this node among them. It is done
-// once in a cluster's life, by one voter, or by all of them with the same list. It fails when Bootstrapped.
+// once in a cluster's life, by one voter; the others take configuration and lineage from it. It fails when Bootstrapped.
 func (s *Store) Bootstrap(voters []string) error {
 	if !slices.Contains(voters, s.opts.NodeID) {
 		return fmt.Errorf("bootstrap: %s is not among the voters %v", s.opts.NodeID, voters)
@@ -27,29 +27,85 @@ func (s *Store) Bootstrap(voters []string) error {
 	for _, id := range voters {
 		c.Servers = append(c.Servers, raft.Server{ID: raft.ServerID(id), Address: raft.ServerAddress(id)})
 	}
+	if has, err := s.Bootstrapped(); err != nil || has {
+		return errors.Join(errors.New("bootstrap: this node has a log already"), err)
+	}
+	if err := s.lineages.set(kv.Lineage{Generation: 1, ID: kv.NewEpoch(s.meshNow(), kv.Epoch{})}); err != nil {
+		return fmt.Errorf("bootstrap: %w", err)
+	}
 	if err := s.raft.BootstrapCluster(c).Error(); err != nil {
 		return fmt.Errorf("bootstrap: %w", err)
 	}
 	return nil
 }
 
-// AddMember makes a node a voter. It joins without a vote first and gets it once its log has caught up, so that it never
-// counts for a quorum that it cannot help with. When ctx ends before that, the node stays a member without a vote; the
-// call may be repeated. Leader only.
-func (s *Store) AddMember(ctx context.Context, nodeID string) error {
-	id, addr := raft.ServerID(nodeID), raft.ServerAddress(nodeID)
-	servers := s.configuration().Servers
-	at := slices.IndexFunc(servers, func(m raft.Server) bool { return m.ID == id })
-	if at >= 0 && servers[at].Suffrage == raft.Voter {
-		return nil
+// Membership is who belongs to the cluster, as a node's log says it. A node that was removed while it was away has an old
+// one; Index orders those of one lineage.
+type Membership struct {
+	Index            uint64   // of the log entry that says so; 0 when this node does not know yet that it is committed
+	Voters, Learners []string // sorted; learners have no vote: yet, or for good
+}
+
+// Has reports whether a node is a member.
+func (m Membership) Has(id string) bool {
+	return slices.Contains(m.Voters, id) || slices.Contains(m.Learners, id)
+}
+
+// Membership reads it without waiting for anything.
+func (s *Store) Membership() Membership {
+	m := membersOf(s.configuration(), 0)
+	known := s.fsm.members.Load()
+	if snap := s.snaps.newest(); snap != nil && (known == nil || known.Index < snap.ConfigurationIndex) {
+		of := membersOf(snap.raft().Configuration, snap.ConfigurationIndex)
+		known = &of
 	}
-	if at < 0 {
-		if err := s.change(ctx, func() raft.Future { return s.raft.AddNonvoter(id, addr, 0, 0) }); err != nil {
-			return fmt.Errorf("add %s: %w", nodeID, err)
+	if known != nil && slices.Equal(known.Voters, m.Voters) && slices.Equal(known.Learners, m.Learners) {
+		m.Index = known.Index
+	}
+	return m
+}
+
+func membersOf(c raft.Configuration, index uint64) Membership {
+	m := Membership{Index: index}
+	for _, srv := range c.Servers {
+		if srv.Suffrage == raft.Voter {
+			m.Voters = append(m.Voters, string(srv.ID))
+		} else {
+			m.Learners = append(m.Learners, string(srv.ID))
 		}
 	}
+	slices.Sort(m.Voters)
+	slices.Sort(m.Learners)
+	return m
+}
+
+// AddMember makes a node a member without a vote: it is sent the log, and counts for nothing. A node that is a member
+// already stays what it is. Leader only.
+func (s *Store) AddMember(ctx context.Context, nodeID string) error {
+	if s.Membership().Has(nodeID) {
+		return nil
+	}
+	id, addr := raft.ServerID(nodeID), raft.ServerAddress(nodeID)
+	if err := s.change(ctx, func() raft.Future { return s.raft.AddNonvoter(id, addr, 0, 0) }); err != nil {
+		return fmt.Errorf("add %s: %w", nodeID, err)
+	}
+	return nil
+}
+
+// Promote gives a member its vote, once its log has reached what is committed now, so that it never counts for a quorum
+// that it cannot help with. Whether it has been well for long enough is the caller's to judge, by Progress. When ctx ends
+// before, it stays without a vote, and the call may be repeated. Leader only.
+func (s *Store) Promote(ctx context.Context, nodeID string) error {
+	m := s.Membership()
+	switch {
+	case slices.Contains(m.Voters, nodeID):
+		return nil
+	case !slices.Contains(m.Learners, nodeID):
+		return kv.Errorf(kv.CodeRefused, "%s is no member, and cannot be given a vote", nodeID)
+	}
+	id, addr := raft.ServerID(nodeID), raft.ServerAddress(nodeID)
 	if err := s.caughtUp(ctx, id); err != nil {
-		return fmt.Errorf("%s is a member without a vote, and has not caught up: %w", nodeID, err)
+		return fmt.Errorf("%s stays without a vote, it has not caught up: %w", nodeID, err)
 	}
 	if err := s.change(ctx, func() raft.Future { return s.raft.AddVoter(id, addr, 0, 0) }); err != nil {
 		return fmt.Errorf("give %s its vote: %w", nodeID, err)
@@ -78,34 +134,54 @@ func (s *Store) caughtUp(ctx context.Context, id raft.ServerID) error {
 	}
 }
 
-// RemoveMember takes a node out of the cluster. It refuses when too few of the remaining voters are answering for them to
-// have a quorum. Removing a node that is no member succeeds. Leader only.
+// QuorumLossError refuses a removal after which the voters that answer would be no quorum. It has CodeRefused.
+type QuorumLossError struct {
+	Node   string
+	Remain []string // the voters that would remain
+	Down   []string // those of them that do not answer
+}
+
+func (e *QuorumLossError) Error() string {
+	if len(e.Remain) == 0 {
+		return fmt.Sprintf("%s is the only voter: without it there is no mesh", e.Node)
+	}
+	return fmt.Sprintf("without %s only %d of %d voters would answer, which is no quorum; %v do not answer",
+		e.Node, len(e.Remain)-len(e.Down), len(e.Remain), e.Down)
+}
+
+// Unwrap gives the error its code.
+func (e *QuorumLossError) Unwrap() error { return kv.Errorf(kv.CodeRefused, "%s", e.Error()) }
+
+// RemoveMember takes another node out of the cluster. A removal that would leave too few voters that answer for a quorum is
+// a *QuorumLossError. Removing a node that is no member succeeds. Leader only; a leader that is to go hands over first.
 func (s *Store) RemoveMember(ctx context.Context, nodeID string) error {
-	id := raft.ServerID(nodeID)
-	servers := s.configuration().Servers
-	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID == id }) {
+	m := s.Membership()
+	if !m.Has(nodeID) {
 		return nil
 	}
 	term, ok := s.leaderTerm()
 	if !ok {
 		return s.errNotLeader()
 	}
-	voters, well := 0, 0
-	for _, m := range servers {
-		if m.ID == id || m.Suffrage != raft.Voter {
+	loss := &QuorumLossError{Node: nodeID}
+	for _, id := range m.Voters {
+		if id == nodeID {
 			continue
 		}
-		voters++
-		a, heard := s.acks.of(term, m.ID)
-		if m.ID == raft.ServerID(s.opts.NodeID) || heard && s.heard(a) {
-			well++
+		loss.Remain = append(loss.Remain, id)
+		if a, heard := s.acks.of(term, raft.ServerID(id)); id != s.opts.NodeID && (!heard || !s.heard(a)) {
+			loss.Down = append(loss.Down, id)
 		}
 	}
-	if well < voters/2+1 {
-		return kv.Errorf(kv.CodeNoQuorum, "without %s only %d of %d voters would answer, which is no quorum: bring them back first",
-			nodeID, well, voters)
+	// A member without a vote takes nothing with it.
+	votes := slices.Contains(m.Voters, nodeID)
+	if well := len(loss.Remain) - len(loss.Down); votes && well < len(loss.Remain)/2+1 && !mutRemoveBlindly {
+		return loss
 	}
-	if err := s.change(ctx, func() raft.Future { return s.raft.RemoveServer(id, 0, 0) }); err != nil {
+	if nodeID == s.opts.NodeID {
+		return kv.Errorf(kv.CodeRefused, "%s leads, and has to hand the leadership over before it is removed", nodeID)
+	}
+	if err := s.change(ctx, func() raft.Future { return s.raft.RemoveServer(raft.ServerID(nodeID), 0, 0) }); err != nil {
 		return fmt.Errorf("remove %s: %w", nodeID, err)
 	}
 	return nil
@@ -131,13 +207,28 @@ func (s *Store) change(ctx context.Context, call func() raft.Future) error {
 	}
 }
 
-// TransferLeadership hands leadership to the voter that is furthest ahead. It returns once this node no longer leads, or
-// with an error and this node still leading. It succeeds at once on a node that does not lead.
-func (s *Store) TransferLeadership(ctx context.Context) error {
+// TransferLeadership hands leadership to a voter, "" = to the one that is furthest ahead. It returns once this node no
+// longer leads, or with an error and this node still leading. Without a name it succeeds at once on a node that does not
+// lead.
+func (s *Store) TransferLeadership(ctx context.Context, to string) error {
 	if s.raft.State() != raft.Leader {
+		if to != "" {
+			return s.errNotLeader()
+		}
 		return nil
 	}
-	if err := s.await(ctx, func() raft.Future { return s.raft.LeadershipTransfer() }); err != nil {
+	call := func() raft.Future { return s.raft.LeadershipTransfer() }
+	switch {
+	case to == s.opts.NodeID:
+		return nil
+	case to != "" && !slices.Contains(s.Membership().Voters, to):
+		return kv.Errorf(kv.CodeRefused, "%s has no vote, and cannot lead", to)
+	case to != "":
+		call = func() raft.Future {
+			return s.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to))
+		}
+	}
+	if err := s.await(ctx, call); err != nil {
 		return fmt.Errorf("hand leadership over: %w", err)
 	}
 	return nil

@@ -12,6 +12,8 @@ const (
 	mutReuseReadIndex    = false
 	mutLoseWrite         = false
 	mutKeepCut           = false
+	mutMixLineages       = false
+	mutRemoveBlindly     = false
 )
 
 type mutant struct{}

@@ -18,6 +18,8 @@ var (
 	mutReuseReadIndex    = mutating("reuse-read-index")   // who comes while a round is on its way takes that one
 	mutLoseWrite         = mutating("lose-write")         // one acknowledged put in a hundred is not kept, on any voter
 	mutKeepCut           = mutating("keep-cut")           // a log that was cut and cannot be written is kept
+	mutMixLineages       = mutating("mix-lineages")       // Raft speaks to logs of other generations
+	mutRemoveBlindly     = mutating("remove-blindly")     // a removal does not ask whether a quorum remains
 )
 
 func mutating(name string) bool { return os.Getenv("KVMESH_MUTANT") == name }

@@ -39,6 +39,8 @@ type settings struct {
 	trailingEntries uint64
 	// duty is how often a leader looks for work: expired keys, a change index that is too long.
 	duty time.Duration
+	// A member is stable when it has been well for this long, and dead when it has not been heard for that long.
+	stable, dead time.Duration
 	// changes is the length of the change index, in revisions, above which it is cut back to three quarters. With keys of
 	// the largest size the default makes about 1 GiB.
 	changes kv.Revision
@@ -62,18 +64,21 @@ func (p Profile) settings() (settings, error) {
 		snapshotBytes: 64 * mib, snapshotEntries: 32 << 10,
 		trailingBytes: 64 * mib, trailingEntries: 64 << 10,
 		duty: time.Second, changes: 2 << 20,
+		stable: 3 * time.Second, dead: 10 * time.Second,
 	}
 	switch p {
 	case ProfileLAN:
 	case ProfileWAN:
 		s.heartbeat, s.election, s.lease = time.Second, time.Second, 500*time.Millisecond
 		s.rpc = 10 * time.Second
+		s.stable, s.dead = 5*time.Second, 30*time.Second
 	case ProfileTest:
 		s.heartbeat, s.election, s.lease = 150*time.Millisecond, 150*time.Millisecond, 100*time.Millisecond
 		s.commit = 5 * time.Millisecond
 		s.snapshotBytes, s.snapshotEntries = 256<<10, 256
 		s.trailingBytes, s.trailingEntries = 64<<10, 64
 		s.duty = 100 * time.Millisecond
+		s.stable, s.dead = 500*time.Millisecond, 3*time.Second
 	default:
 		return s, fmt.Errorf("unknown profile %d", p)
 	}

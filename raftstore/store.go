@@ -72,12 +72,14 @@ type Store struct {
 	set  settings
 
 	state    *state.State
+	lineages *lineages
 	log      *watchedLog
 	snaps    *snapshotStore
 	fsm      *fsm
 	streams  *streams
 	trans    *transport
 	acks     *acks
+	progress *progress
 	raft     *raft.Raft
 	combiner *combiner
 	metrics  *metrics
@@ -106,7 +108,7 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 		return nil, err
 	}
 	s := &Store{
-		opts: withDefaults(opts), dead: make(chan struct{}), acks: newAcks(), changed: make(chan struct{}),
+		opts: withDefaults(opts), dead: make(chan struct{}), acks: newAcks(), progress: new(progress), changed: make(chan struct{}),
 		// A backlog of ten lets Raft go on while the last leadership is still being undone.
 		notify: make(chan bool, 10), compact: make(chan struct{}, 1),
 	}
@@ -127,6 +129,9 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	}()
 	if err := s.openDisk(&undo); err != nil {
 		return nil, err
+	}
+	if unfinished, err := s.unfinishedRecovery(); err != nil || unfinished != nil {
+		return nil, errors.Join(err, errUnfinished(opts.Dir))
 	}
 	if err := s.openRaft(&undo); err != nil {
 		return nil, err
@@ -182,6 +187,9 @@ func (s *Store) openDisk(undo *teardown) error {
 		return err
 	}
 	undo.push(log.Close)
+	if s.lineages, err = openLineages(log); err != nil {
+		return err
+	}
 	s.state, err = state.Open(filepath.Join(dir, stateDir), state.Options{
 		Logger: s.opts.Logger, FS: fs, CacheBytes: s.opts.CacheBytes,
 	})
@@ -225,7 +233,15 @@ func (s *Store) openRaft(undo *teardown) error {
 	undo.push(func() error { cancel(); s.tasks.Wait(); return nil })
 
 	logger := &libraryLogger{log: s.opts.Logger}
-	s.streams = newStreams(ctx, s.opts.Stream, s.opts.NodeID)
+	s.lineages.superseded = func(err error) {
+		s.streams.closeAll() // for good: this node votes for nobody and leads nobody any more
+		s.fatal(err)
+	}
+	s.lineages.fresh = func() (bool, error) {
+		has, err := s.Bootstrapped()
+		return !has, err
+	}
+	s.streams = newStreams(ctx, s.opts.Stream, s.opts.NodeID, s.lineages, s.opts.Logger)
 	s.trans = &transport{acks: s.acks, mono: s.opts.Mono, NetworkTransport: raft.NewNetworkTransportWithConfig(
 		&raft.NetworkTransportConfig{
 			Logger: logger, Stream: s.streams, Timeout: s.set.rpc,

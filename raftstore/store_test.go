@@ -79,7 +79,7 @@ func TestTransferLeadership(t *testing.T) {
 	virtual(t, func(t *testing.T) {
 		c := newCluster(t, "a", "b", "c").start()
 		old := c.leader()
-		if err := old.TransferLeadership(t.Context()); err != nil {
+		if err := old.TransferLeadership(t.Context(), ""); err != nil {
 			t.Fatal(err)
 		}
 		if _, self := old.Leader(); self {
@@ -192,49 +192,6 @@ func TestRestart(t *testing.T) {
 			if recs := o.records(); len(recs) != 1 || recs[0].Prev != last || recs[0].To != res.Revision {
 				t.Errorf("%s applied after the restart: %+v", id, recs)
 			}
-		}
-	})
-}
-
-func TestMembership(t *testing.T) {
-	virtual(t, func(t *testing.T) {
-		c := newCluster(t, "a", "b").start()
-		lead := c.leader()
-		c.mustPut(lead, "k", "v")
-
-		c.dirs["c"] = t.TempDir()
-		short, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		defer cancel()
-		if err := lead.AddMember(short, "c"); !isCode(err, kv.CodeNoQuorum) {
-			t.Errorf("added a node that is not there: %v", err)
-		}
-		if st := lead.Status(); len(st.Voters) != 2 || len(st.Nonvoters) != 1 {
-			t.Errorf("a node that is not there has a vote: %+v", st)
-		}
-		c.open("c")
-		if err := lead.AddMember(t.Context(), "c"); err != nil {
-			t.Fatal(err)
-		}
-		c.converge(c.mustPut(lead, "k", "w").Revision)
-
-		gone := c.follower().opts.NodeID
-		c.stop(gone)
-		time.Sleep(time.Second)
-		lead = c.leader()
-		for id := range c.nodes {
-			if id == lead.opts.NodeID {
-				continue
-			}
-			if err := lead.RemoveMember(t.Context(), id); !isCode(err, kv.CodeNoQuorum) {
-				t.Errorf("removed %s, which the quorum needs: %v", id, err)
-			}
-		}
-		if err := lead.RemoveMember(t.Context(), gone); err != nil {
-			t.Fatal(err)
-		}
-		c.mustPut(lead, "k", "x")
-		if st := lead.Status(); len(st.Voters) != 2 {
-			t.Errorf("voters %v", st.Voters)
 		}
 	})
 }

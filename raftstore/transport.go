@@ -3,6 +3,8 @@ package raftstore
 import (
 	"context"
 	"errors"
+	"io"
+	"log/slog"
 	"net"
 	"slices"
 	"sync"
@@ -24,16 +26,18 @@ type StreamLayer interface {
 // accepted and its pooled ones open when it is closed.
 type streams struct {
 	StreamLayer
-	self string
-	ctx  context.Context // ends the dials
+	self     string
+	ctx      context.Context // ends the dials
+	lineages *lineages
+	log      *slog.Logger
 
 	mu     sync.Mutex // guards all below
 	conns  map[net.Conn]struct{}
 	closed bool
 }
 
-func newStreams(ctx context.Context, layer StreamLayer, self string) *streams {
-	return &streams{StreamLayer: layer, self: self, ctx: ctx, conns: make(map[net.Conn]struct{})}
+func newStreams(ctx context.Context, layer StreamLayer, self string, l *lineages, log *slog.Logger) *streams {
+	return &streams{StreamLayer: layer, self: self, ctx: ctx, lineages: l, log: log, conns: make(map[net.Conn]struct{})}
 }
 
 type nodeAddr string
@@ -49,7 +53,7 @@ func (s *streams) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.track(c)
+	return s.track(c, true)
 }
 
 func (s *streams) Dial(node raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
@@ -59,11 +63,15 @@ func (s *streams) Dial(node raft.ServerAddress, timeout time.Duration) (net.Conn
 	if err != nil {
 		return nil, err
 	}
-	return s.track(c)
+	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Now()) })() // a greeting that nobody answers
+	if err := s.lineages.greet(c, string(node)); err != nil {
+		return nil, errors.Join(err, ctx.Err(), c.Close())
+	}
+	return s.track(c, false)
 }
 
-func (s *streams) track(c net.Conn) (net.Conn, error) {
-	t := &trackedConn{Conn: c, in: s}
+func (s *streams) track(c net.Conn, called bool) (net.Conn, error) {
+	t := &trackedConn{Conn: c, in: s, called: called}
 	s.mu.Lock()
 	closed := s.closed
 	if !closed {
@@ -88,9 +96,25 @@ func (s *streams) closeAll() {
 	}
 }
 
+// trackedConn is one connection. One that was accepted answers the caller's greeting with its first Read, which is on a
+// goroutine of its own: Accept waits for nobody.
 type trackedConn struct {
 	net.Conn
-	in *streams
+	in     *streams
+	called bool // the greeting is still to come; used by the one reader only
+}
+
+func (t *trackedConn) Read(p []byte) (int, error) {
+	if t.called {
+		t.called = false
+		if err := t.in.lineages.answer(t.Conn); err != nil {
+			if !errors.Is(err, io.EOF) && t.in.ctx.Err() == nil {
+				t.in.log.Warn("refused a Raft connection", "err", err)
+			}
+			return 0, io.EOF // the library logs every other error as a broken command
+		}
+	}
+	return t.Conn.Read(p)
 }
 
 func (t *trackedConn) Close() error {

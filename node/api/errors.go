@@ -35,6 +35,7 @@ var statuses = map[kv.Code]int{
 	kv.CodeNotFound:          http.StatusNotFound,
 	kv.CodeMethodNotAllowed:  http.StatusMethodNotAllowed,
 	kv.CodeTooManyRequests:   http.StatusTooManyRequests,
+	kv.CodeRefused:           http.StatusConflict,
 
 	kv.CodeNoLeader:          http.StatusServiceUnavailable,
 	kv.CodeNoQuorum:          http.StatusServiceUnavailable,

@@ -32,6 +32,7 @@ const (
 	CodeNotFound          Code = "not_found"
 	CodeMethodNotAllowed  Code = "method_not_allowed"
 	CodeTooManyRequests   Code = "too_many_requests"
+	CodeRefused           Code = "refused" // it would do harm as things are; the message says what has to be done first
 
 	// 5xx: the mesh cannot do it now; the request may be sent again, except after CodeOutcomeUnknown.
 	CodeNoLeader          Code = "no_leader"
