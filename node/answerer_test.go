@@ -210,7 +210,7 @@ func TestProbeCountsFromTheQuestion(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		dir := newDirectory("v", "here", nil)
-		dir.observed("v", []string{"v"})
+		dir.observed("v", wire.Members{Voters: []string{"v"}})
 		p := &prober{
 			self: "v", cache: r.cache, dir: dir, clock: r.clock, upstream: func() string { return "" }, local: r.answerer,
 		}

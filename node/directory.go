@@ -12,6 +12,7 @@ import (
 	"kvmesh/gossip"
 	"kvmesh/node/certs"
 	"kvmesh/node/peer"
+	"kvmesh/node/wire"
 )
 
 // directory says whom to ask for what: who is alive, who votes, who leads, who is near.
@@ -21,7 +22,7 @@ type directory struct {
 
 	mu      sync.Mutex    // guards the fields below
 	leader  string        // as last heard, "" = unknown
-	voters  []string      // the Raft configuration, as last heard
+	members wire.Members  // the Raft configuration, as last heard
 	changed chan struct{} // closed when the leader changes
 }
 
@@ -29,24 +30,39 @@ func newDirectory(self, region string, g *gossip.Gossip) *directory {
 	return &directory{self: self, region: region, gossip: g, changed: make(chan struct{})}
 }
 
-// heard takes over who leads and who votes, as a voter said it.
-func (d *directory) heard(leader string, voters []string) {
+// heard takes over who leads and who is a member, as a voter said it, or somebody who had heard it of one. Whoever knows an
+// older membership than this node was cut off, or is no member any more, and does not know who leads.
+func (d *directory) heard(leader string, m wire.Members) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(voters) > 0 {
-		d.voters = voters
+	held := d.members
+	known := len(held.Voters) > 0
+	order := cmp.Or(m.Epoch.Compare(held.Epoch), cmp.Compare(m.Index, held.Index))
+	if known && (m.Epoch.Compare(held.Epoch) < 0 || m.Index != 0 && order < 0) {
+		return
+	}
+	if len(m.Voters) > 0 && (!known || order >= 0 && m.Index != 0) {
+		d.members = m
 	}
 	if leader != "" && leader != d.leader {
 		d.setLeader(leader)
 	}
 }
 
-// observed takes over who leads, "" included, as the own Raft sees it.
-func (d *directory) observed(leader string, voters []string) {
+// observed takes over who leads, "" included, and who is a member, from a source above doubt: the own Raft, or a leader
+// that has been confirmed.
+func (d *directory) observed(leader string, m wire.Members) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.voters = voters
+	d.members = m
 	d.setLeader(leader)
+}
+
+// Members is the membership as last heard.
+func (d *directory) Members() wire.Members {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.members
 }
 
 // disproved says that id did not lead after all.
@@ -107,12 +123,9 @@ func (d *directory) reachable(id string) bool {
 	return ok && (m.Self || m.Reachable())
 }
 
-// Configured is the Raft configuration as last heard; when none was heard yet, the voters that gossip knows.
+// Configured is the voters of the Raft configuration as last heard; when none was heard yet, those that gossip knows.
 func (d *directory) Configured() []string {
-	d.mu.Lock()
-	voters := d.voters
-	d.mu.Unlock()
-	if len(voters) > 0 {
+	if voters := d.Members().Voters; len(voters) > 0 {
 		return voters
 	}
 	var ids []string
@@ -136,15 +149,25 @@ func (d *directory) QuorumAlive() (alive, of int, ok bool) {
 	return alive, len(voters), len(voters) == 0 || alive > len(voters)/2
 }
 
-// Voters lists the voters and learners that can be asked, nearest first: the own region, then by measured round trip.
+// Voters lists the voters and learners that can be asked, nearest first: the own region, then by measured round trip. A
+// node that is no member any more, or not yet, is not among them, unless none of the members that this node knows of can be
+// asked: it may know an old membership.
 func (d *directory) Voters() []string {
-	var near []ranked
+	known := d.Members()
+	var members, others []ranked
 	for _, m := range d.gossip.Members() {
-		if !m.Self && m.Reachable() && m.Role != certs.RoleEdge {
-			near = append(near, ranked{m.ID, d.distance(m)})
+		switch {
+		case m.Self || !m.Reachable() || m.Role == certs.RoleEdge:
+		case slices.Contains(known.Voters, m.ID) || slices.Contains(known.Learners, m.ID):
+			members = append(members, ranked{m.ID, d.distance(m)})
+		default:
+			others = append(others, ranked{m.ID, d.distance(m)})
 		}
 	}
-	return order(near)
+	if len(members) == 0 {
+		return order(others)
+	}
+	return order(members)
 }
 
 type ranked struct {
@@ -229,11 +252,16 @@ func (d *directory) FeedSources() []string {
 }
 
 // StillSource reports whether id is someone this node may go on following: an edge only while it is a relay and this
-// node is none.
+// node is none, a voter or learner while it is a member.
 func (d *directory) StillSource(id string) bool {
 	m, ok := d.Member(id)
-	if !ok || m.Role != certs.RoleEdge {
+	if !ok {
 		return true
+	}
+	if m.Role != certs.RoleEdge {
+		known := d.Members()
+		return len(known.Voters) == 0 || slices.Contains(known.Voters, id) || slices.Contains(known.Learners, id) ||
+			slices.Contains(d.Voters(), id)
 	}
 	relays := d.relays()
 	return slices.Contains(relays, id) && !slices.Contains(relays, d.self)
@@ -254,13 +282,15 @@ func (d *directory) PullSources() []string {
 func (d *directory) NearestOtherRegion() (string, bool) {
 	best, bestRTT := "", farAway
 	voter := farAway
-	rtts := d.gossip.RegionRTT()
+	rtts, voters := d.gossip.RegionRTT(), d.Voters()
 	for _, m := range d.gossip.Members() {
 		if m.Self || !m.Reachable() {
 			continue
 		}
 		if m.Role != certs.RoleEdge {
-			voter = min(voter, d.distance(m))
+			if slices.Contains(voters, m.ID) {
+				voter = min(voter, d.distance(m))
+			}
 			continue
 		}
 		if rtt, ok := rtts[m.Region]; ok && m.Region != d.region && rtt < bestRTT {

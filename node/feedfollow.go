@@ -246,7 +246,7 @@ func (f *follower) handle(kind byte, payload []byte) (depth int, err error) {
 			return 0, err
 		}
 		f.clock.Observe(t.MeshTime)
-		f.dir.heard(t.Leader, t.Voters)
+		f.dir.heard(t.Leader, t.Members)
 		f.exists(t.Epoch, t.Revision)
 		return max(t.Depth, 0) + 1, nil
 	}

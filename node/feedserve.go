@@ -107,7 +107,7 @@ func (s *feedServer) stream(ctx context.Context, c *peer.Conn, sub wire.Subscrib
 		}
 		if depth, connected := s.depth(); due && connected {
 			leader, _ := s.dir.Leader()
-			t := &wire.Tick{MeshTime: s.clock.Told(), Leader: leader, Voters: s.dir.Configured(), Depth: depth, Epoch: ringEpoch, Revision: last}
+			t := &wire.Tick{MeshTime: s.clock.Told(), Leader: leader, Members: s.dir.Members(), Depth: depth, Epoch: ringEpoch, Revision: last}
 			if err := w.msg(wire.FeedTick, t); err != nil {
 				return err
 			}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
@@ -21,12 +22,14 @@ import (
 //	node-id    the UUID of the node, made at the first start
 //	cluster    the cluster id, once the node has joined a mesh
 //	key-check  sealed by the mesh key's KEK: a start with another key is refused before it does harm
+//	member     written once a voter or learner is a member of the central store
 //	peers      gossip addresses of the other members, for a start with no seed alive
 //	control    an edge's sealed copy of the control state
 type identity struct {
 	dir     string
 	nodeID  string
 	cluster kv.ClusterID
+	member  atomic.Bool // this node is or was a member of the central store
 	lock    *os.File
 }
 
@@ -76,7 +79,37 @@ func (id *identity) load(kek *seal.KEK) error {
 	case !errors.Is(err, os.ErrNotExist):
 		return err
 	}
+	switch _, err = id.read("member"); {
+	case err == nil:
+		id.member.Store(true)
+	case !errors.Is(err, os.ErrNotExist):
+		return err
+	}
 	return id.checkKey(kek)
+}
+
+// setMember remembers for ever that this node has been a member of the central store: others count on what it has
+// acknowledged under this id.
+func (id *identity) setMember() error {
+	if id.member.Load() {
+		return nil
+	}
+	if err := id.write("member", []byte("1\n")); err != nil {
+		return err
+	}
+	id.member.Store(true)
+	return nil
+}
+
+// checkMember refuses a node that has been a member and has lost its log: under its old id it would vote and acknowledge
+// as if it had never promised anything.
+func (id *identity) checkMember(bootstrapped bool) error {
+	if bootstrapped || !id.member.Load() {
+		return nil
+	}
+	return fmt.Errorf("%s: this node was a member of the central store, and what it stored is gone; under its old id it would forget what it "+
+		"has promised. Move the whole data directory aside (not a part of it) and start again: it joins as a new node, and takes the old one's place",
+		id.dir)
 }
 
 func (id *identity) checkKey(kek *seal.KEK) error {

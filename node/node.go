@@ -75,9 +75,12 @@ type Node struct {
 	follow  *follower
 	service *service
 
-	store     *raftstore.Store // nil on edges, like the next three
+	store     *raftstore.Store // nil on edges, like the next five
 	answerer  *answerer
 	bootstrap *bootstrapper
+	standing  *standing
+	members   *memberDuty
+	missing   func() int    // counts the large values to be fetched yet; nil = none are ever missing
 	committed chan struct{} // newControl is to be taken over
 	// newControl is the control state as of the newest commit that changed it.
 	newControl atomic.Pointer[kv.Control]
@@ -252,7 +255,8 @@ func (n *Node) openStore() error {
 		return err
 	}
 	n.blobs.local = blobs
-	stream := peer.NewStreamLayer(n.peers, n.dialer)
+	n.standing = newStanding(n)
+	stream := &metStream{StreamLayer: peer.NewStreamLayer(n.peers, n.dialer), met: n.standing.waitMet}
 	n.store, err = raftstore.Open(n.ctx, raftstore.Options{
 		Dir: filepath.Join(n.id.dir, "store"), NodeID: n.id.nodeID, Stream: stream, Profile: n.opts.raftProfile(),
 		MeshNow: n.clock.Now, Mono: n.cache.Now, Observe: n.observe, Init: n.firstCommand,
@@ -263,6 +267,15 @@ func (n *Node) openStore() error {
 		return err
 	}
 	n.undo.push("central store", n.store.Close)
+	has, err := n.store.Bootstrapped()
+	if err == nil {
+		err = n.id.checkMember(has)
+	}
+	if err != nil {
+		return err
+	}
+	n.standing.store = n.store
+	n.members = newMemberDuty(n)
 	applied := n.store.State().Applied()
 	n.ring.Begin(applied.Epoch, applied.Revision)
 	control := n.store.State().Control()
@@ -330,8 +343,11 @@ func (n *Node) openService() {
 	}
 	n.service = &service{
 		cache: n.cache, control: n.control, clock: n.clock, blobs: n.blobs, hints: n.hints, kek: n.kek, dir: n.dir,
-		bulk:     newBulkGate(),
-		proposer: &proposer{self: n.id.nodeID, dir: n.dir, rpc: n.rpc, store: n.store},
+		bulk: newBulkGate(),
+		proposer: &proposer{
+			self: n.id.nodeID, dir: n.dir, rpc: n.rpc, store: n.store,
+			epoch: func() kv.Epoch { e, _ := n.cache.Position(); return e },
+		},
 		lists: &lister{
 			self: n.id.nodeID, dir: n.dir, rpc: n.rpc, cache: n.cache, control: n.control, local: n.answerer, cursorKey: cursorKey,
 		},
@@ -348,6 +364,8 @@ func (n *Node) handlePeers() {
 	mux.Handle(wire.MethodControl, "control", n.serveControl)
 	mux.Handle(wire.MethodProbe, "probe", n.serveProbe)
 	mux.Handle(wire.MethodClock, "clock", serveClock(n.opts.Env.Wall))
+	mux.Handle(wire.MethodMembers, "members", n.serveMembers)
+	mux.Handle(wire.MethodChangeMember, "change-member", n.serveChangeMember)
 	if n.store != nil {
 		mux.Handle(wire.MethodGrant, "grant", n.bootstrap.serveGrant)
 		mux.Handle(wire.MethodPropose, "propose", n.servePropose)
@@ -360,7 +378,8 @@ func (n *Node) handlePeers() {
 	}
 	if n.store != nil {
 		feeds.state = n.store.State()
-		feeds.depth = func() (int, bool) { return 0, true }
+		// One that is no member has no news: who follows it must find another.
+		feeds.depth = func() (int, bool) { return 0, !n.standing.outside() }
 	}
 	mux.Handle(wire.MethodPull, "pull", feeds.servePull)
 	n.peers.Handle(peer.ALPNFeed, anyMember, feeds.serve)

@@ -25,6 +25,7 @@ type proposer struct {
 	dir   *directory
 	rpc   *peer.Client
 	store *raftstore.Store // nil on edges
+	epoch func() kv.Epoch  // the newest that this node knows
 }
 
 const (
@@ -118,10 +119,13 @@ func (p *proposer) anyVoter() string {
 // try proposes at one node.
 func (p *proposer) try(ctx context.Context, leader string, ops []command.Op) (command.Result, error) {
 	if leader == p.self && p.store != nil {
+		if err := behindEpoch(p.store, p.epoch()); err != nil {
+			return command.Result{}, err
+		}
 		return p.store.Propose(ctx, ops)
 	}
 	reply, err := p.rpc.Call(ctx, leader, peer.Call{
-		Method: wire.MethodPropose, Body: command.Append(nil, &command.Batch{Ops: ops}),
+		Method: wire.MethodPropose, Args: &wire.ProposeArgs{Epoch: p.epoch()}, Body: command.Append(nil, &command.Batch{Ops: ops}),
 	})
 	if err != nil {
 		p.dir.doubt(leader, err)
@@ -150,8 +154,25 @@ func retryable(err error) bool {
 	return e.Code == kv.CodeNotLeader || e.Code == kv.CodeNoLeader
 }
 
+// behindEpoch refuses a write at a leader that is behind the epoch that the asker knows of. A leader of the mesh never is:
+// epochs become known once they are committed. This one leads voters that the mesh was recovered without, and what it
+// acknowledged would be lost.
+func behindEpoch(store *raftstore.Store, known kv.Epoch) error {
+	if _, leads := store.Leader(); leads && known.Compare(store.State().Applied().Epoch) > 0 && !mutWriteBehindEpoch {
+		return kv.Errorf(kv.CodeNotLeader, "this node leads in an epoch that has been superseded")
+	}
+	return nil
+}
+
 // servePropose takes another node's operations.
 func (n *Node) servePropose(ctx context.Context, req *peer.Request) (*peer.Response, error) {
+	var args wire.ProposeArgs
+	if err := peer.Decode(req.Args, &args); err != nil {
+		return nil, err
+	}
+	if err := behindEpoch(n.store, args.Epoch); err != nil {
+		return nil, err
+	}
 	body, err := io.ReadAll(io.LimitReader(req.Body, maxProposeBody+1))
 	if err != nil {
 		return nil, err

@@ -23,7 +23,7 @@ const maxHTTPConns = 16384
 // openHTTP makes the two HTTP servers.
 func (n *Node) openHTTP() {
 	log := n.component("http")
-	handler := api.New(api.Options{Service: n.service, Auth: n.opts.Token, Logger: log, Metrics: n.reg})
+	handler := api.New(api.Options{Service: n.service, Admin: clusterAdmin{n}, Auth: n.opts.Token, Logger: log, Metrics: n.reg})
 	n.http = api.NewServer(n.untilDrained(handler), api.ServerOptions{Logger: log})
 	n.ops = ops.New(ops.Options{Checks: n.checks(), Auth: n.opts.Token, Metrics: n.reg, Logger: log})
 	n.admin = api.NewServer(n.ops, api.ServerOptions{Logger: log})
@@ -33,6 +33,9 @@ func (n *Node) openHTTP() {
 func (n *Node) checks() []ops.Check {
 	checks := []ops.Check{
 		{Name: "joined", Run: func(context.Context) error {
+			if n.standsAlone() { // a mesh of one, whatever seeds it was given once
+				return nil
+			}
 			if j := n.gossip.JoinState(); j.Waiting() {
 				var why []string
 				for _, s := range j.Seeds {
@@ -61,7 +64,12 @@ func (n *Node) checks() []ops.Check {
 		}},
 	}
 	if n.store != nil {
-		checks = append(checks, ops.Check{Name: "raft", Run: func(context.Context) error {
+		checks = append(checks, ops.Check{Name: "member", Run: func(context.Context) error {
+			if state, why := n.standing.now(); state == standingRemoved || state == standingJoining {
+				return errors.New(why)
+			}
+			return nil
+		}}, ops.Check{Name: "raft", Run: func(context.Context) error {
 			if leader, _ := n.store.Leader(); leader == "" {
 				return errors.New("no leader is known")
 			}
@@ -69,6 +77,15 @@ func (n *Node) checks() []ops.Check {
 		}})
 	}
 	return checks
+}
+
+// standsAlone reports whether this node is a leader without other voters.
+func (n *Node) standsAlone() bool {
+	if n.store == nil {
+		return false
+	}
+	_, leads := n.store.Leader()
+	return leads && len(n.store.Membership().Voters) == 1
 }
 
 // Start starts everything and returns; the node becomes ready by itself.
@@ -102,8 +119,9 @@ func (n *Node) Start() error {
 	} else {
 		duty := &voterDuty{
 			self: n.id.nodeID, store: n.store, dir: n.dir, gossip: n.gossip, rpc: n.rpc, clock: n.clock, wall: n.opts.Env.Wall,
-			log: n.component("voter"),
+			outside: n.standing.outside, members: n.members, log: n.component("voter"),
 		}
+		n.task(n.standing.run)
 		n.task(n.takeControl)
 		n.task(n.followOwn)
 		n.task(duty.watchLeader)
@@ -183,7 +201,7 @@ func (n *Node) handOver(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := n.store.TransferLeadership(ctx); err != nil { // the others elect one of themselves as well
+	if err := n.store.TransferLeadership(ctx, ""); err != nil { // the others elect one of themselves as well
 		n.log.Warn("the leadership could not be handed over", "error", err)
 	}
 	return nil

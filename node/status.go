@@ -45,6 +45,8 @@ func (n *Node) ownStatus() *wire.Status {
 		st.Raft, st.Leader, st.Voters = raft.Raft, raft.Leader, raft.Voters
 		st.Revision = n.store.State().Applied().Revision
 		st.Bootstrapped = len(raft.Voters) > 0
+		st.Lineage, st.WasMember, st.MissingBlobs = n.store.Lineage(), n.id.member.Load(), n.MissingBlobs()
+		st.Standing, st.Why = n.standing.now()
 	}
 	return st
 }
@@ -81,6 +83,7 @@ func (n *Node) clusterStatus(ctx context.Context) (*api.ClusterStatus, error) {
 			}
 			row.Raft, row.W, row.FAgeMs = st.Raft, uint64(st.W), st.FAgeMs
 			row.Entries, row.Bytes, row.UptimeMs = st.Entries, st.Bytes, st.UptimeMs
+			row.Why, row.MissingBlobs = st.Why, st.MissingBlobs
 		})
 	}
 	wg.Wait()
@@ -99,7 +102,12 @@ func (n *Node) askStatus(ctx context.Context, id string) (*wire.Status, error) {
 	if id == n.id.nodeID {
 		return n.ownStatus(), nil
 	}
-	reply, err := n.rpc.Call(ctx, id, peer.Call{Method: wire.MethodStatus, Idempotent: true})
+	return askStatus(ctx, n.rpc, id)
+}
+
+// askStatus asks another node.
+func askStatus(ctx context.Context, rpc *peer.Client, id string) (*wire.Status, error) {
+	reply, err := rpc.Call(ctx, id, peer.Call{Method: wire.MethodStatus, Idempotent: true})
 	if err != nil {
 		return nil, err
 	}

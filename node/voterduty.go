@@ -8,14 +8,13 @@ import (
 	"time"
 
 	"kvmesh/gossip"
-	"kvmesh/node/certs"
 	"kvmesh/node/peer"
 	"kvmesh/node/wire"
 	"kvmesh/raftstore"
 )
 
 // voterDuty is what a voter does beside answering: it keeps the directory up to date with its Raft, and while it leads it
-// agrees on mesh time and takes new voters in.
+// agrees on mesh time and looks after the members.
 type voterDuty struct {
 	self   string
 	store  *raftstore.Store
@@ -24,14 +23,16 @@ type voterDuty struct {
 	rpc    *peer.Client
 	clock  *meshClock
 	wall   func() time.Time
-	log    *slog.Logger
+	// outside says that the own Raft does not know the mesh any more; members is what the leader does about them.
+	outside func() bool
+	members *memberDuty
+	log     *slog.Logger
 }
 
 const (
 	clockEvery     = 5 * time.Second
 	memberEvery    = time.Second
 	clockTimeout   = time.Second
-	memberTimeout  = 30 * time.Second
 	maxClockSpread = 2 * time.Second // a clock read over a longer round trip says too little
 )
 
@@ -42,7 +43,9 @@ func (d *voterDuty) watchLeader(ctx context.Context) {
 	for {
 		changed := d.store.LeaderChanged()
 		leader, _ := d.store.Leader()
-		d.dir.observed(leader, d.store.Status().Voters)
+		if leader != "" || !d.outside() {
+			d.dir.observed(leader, membersOf(d.store))
+		}
 		select {
 		case <-changed:
 		case <-tick.C:
@@ -79,7 +82,7 @@ func (d *voterDuty) runAsLeader(ctx context.Context, lost <-chan struct{}) {
 		default: // a mesh does not begin before
 			d.agreeOnTime(ctx)
 		}
-		d.takeIn(ctx)
+		d.members.tend(ctx)
 		select {
 		case <-clock.C:
 			d.agreeOnTime(ctx)
@@ -139,27 +142,6 @@ func (d *voterDuty) offset(ctx context.Context, id string, wall, zero time.Time)
 		return unknownOffset
 	}
 	return time.Unix(0, res.UnixNano).Sub(wall.Add(began.Sub(zero) + trip/2))
-}
-
-// takeIn adds voters that gossip knows and Raft does not.
-func (d *voterDuty) takeIn(ctx context.Context) {
-	st := d.store.Status()
-	if len(st.Voters) == 0 || d.store.State().Applied().Cluster.IsZero() {
-		return
-	}
-	for _, m := range d.gossip.Members() {
-		if m.Role != certs.RoleVoter || !m.Reachable() || slices.Contains(st.Voters, m.ID) {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(ctx, memberTimeout)
-		err := d.store.AddMember(ctx, m.ID)
-		cancel()
-		if err != nil {
-			d.log.Warn("a voter could not be taken in yet", "voter", m.ID, "error", err)
-			continue
-		}
-		d.log.Info("a voter was taken in", "voter", m.ID, "region", m.Region)
-	}
 }
 
 func serveClock(wall func() time.Time) peer.HandlerFunc {

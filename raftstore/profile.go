@@ -64,14 +64,14 @@ func (p Profile) settings() (settings, error) {
 		snapshotBytes: 64 * mib, snapshotEntries: 32 << 10,
 		trailingBytes: 64 * mib, trailingEntries: 64 << 10,
 		duty: time.Second, changes: 2 << 20,
-		stable: 3 * time.Second, dead: 10 * time.Second,
+		stable: 3 * time.Second, dead: time.Minute,
 	}
 	switch p {
 	case ProfileLAN:
 	case ProfileWAN:
 		s.heartbeat, s.election, s.lease = time.Second, time.Second, 500*time.Millisecond
 		s.rpc = 10 * time.Second
-		s.stable, s.dead = 5*time.Second, 30*time.Second
+		s.stable = 5 * time.Second
 	case ProfileTest:
 		s.heartbeat, s.election, s.lease = 150*time.Millisecond, 150*time.Millisecond, 100*time.Millisecond
 		s.commit = 5 * time.Millisecond

@@ -30,6 +30,8 @@ type Authorizer interface {
 // Options are the parts of the native surface. Only Service is required.
 type Options struct {
 	Service Service
+	// Admin changes who belongs to the central store; nil = not from here.
+	Admin ClusterAdmin
 	// Auth is asked before anything else about every request; nil allows all.
 	Auth   Authorizer
 	Logger *slog.Logger // nil = discard
@@ -47,7 +49,7 @@ type Options struct {
 // It panics when the metrics are registered already.
 func New(o Options) http.Handler {
 	s := &surface{
-		svc: o.Service, auth: o.Auth, log: o.Logger,
+		svc: o.Service, admin: o.Admin, auth: o.Auth, log: o.Logger,
 		metrics: newMetrics(o.Metrics),
 		maxBody: o.MaxBody, maxDoc: o.MaxDoc, timeout: o.Timeout,
 		routes:  routes(),
@@ -71,6 +73,7 @@ func New(o Options) http.Handler {
 // surface is the handler.
 type surface struct {
 	svc     Service
+	admin   ClusterAdmin
 	auth    Authorizer
 	log     *slog.Logger
 	metrics *metrics

@@ -60,6 +60,7 @@ func routes() []resource {
 			http.MethodGet: {"cluster", nil, (*surface).cluster},
 		}},
 	}
+	all = append(all, clusterRoutes()...)
 	for _, more := range unsupported.calls {
 		i := slices.IndexFunc(all, func(r resource) bool { return r.pattern == more.pattern })
 		if i < 0 {

@@ -43,16 +43,20 @@ func TestEveryRouteAsksForAuthorisation(t *testing.T) {
 // TestEveryRouteAnswers goes through all routes and methods: what the table has runs, what it has not is 405 with Allow.
 func TestEveryRouteAnswers(t *testing.T) {
 	want := map[string]string{
-		"/v1/kv/default/k":       "GET 200 HEAD 200 PUT 200 DELETE 200 POST 405",
-		"/v1/kv/default":         "GET 200 HEAD 200 PUT 405 DELETE 405 POST 400",
-		"/v1/namespaces/default": "GET 200 HEAD 200 PUT 200 DELETE 200 POST 405",
-		"/v1/namespaces":         "GET 200 HEAD 200 PUT 405 DELETE 405 POST 405",
-		"/v1/cluster":            "GET 200 HEAD 200 PUT 405 DELETE 405 POST 405",
-		"/v1/txn":                "GET 405 HEAD 405 PUT 405 DELETE 405 POST 400",
-		"/v1/watch/default":      "GET 501 HEAD 501 PUT 405 DELETE 405 POST 405",
-		"/v1/kv":                 "GET 404 HEAD 404 PUT 404 DELETE 404 POST 404",
-		"/v1/namespaces2":        "GET 404 HEAD 404 PUT 404 DELETE 404 POST 404",
-		"/":                      "GET 404 HEAD 404 PUT 404 DELETE 404 POST 404",
+		"/v1/kv/default/k":            "GET 200 HEAD 200 PUT 200 DELETE 200 POST 405",
+		"/v1/kv/default":              "GET 200 HEAD 200 PUT 405 DELETE 405 POST 400",
+		"/v1/namespaces/default":      "GET 200 HEAD 200 PUT 200 DELETE 200 POST 405",
+		"/v1/namespaces":              "GET 200 HEAD 200 PUT 405 DELETE 405 POST 405",
+		"/v1/cluster":                 "GET 200 HEAD 200 PUT 405 DELETE 405 POST 405",
+		"/v1/txn":                     "GET 405 HEAD 405 PUT 405 DELETE 405 POST 400",
+		"/v1/watch/default":           "GET 501 HEAD 501 PUT 405 DELETE 405 POST 405",
+		"/v1/kv":                      "GET 404 HEAD 404 PUT 404 DELETE 404 POST 404",
+		"/v1/namespaces2":             "GET 404 HEAD 404 PUT 404 DELETE 404 POST 404",
+		"/":                           "GET 404 HEAD 404 PUT 404 DELETE 404 POST 404",
+		"/v1/cluster/members":         "GET 200 HEAD 200 PUT 405 DELETE 405 POST 405",
+		"/v1/cluster/join":            "GET 405 HEAD 405 PUT 405 DELETE 405 POST 400",
+		"/v1/cluster/remove":          "GET 405 HEAD 405 PUT 405 DELETE 405 POST 400",
+		"/v1/cluster/transfer-leader": "GET 405 HEAD 405 PUT 405 DELETE 405 POST 200",
 	}
 	for _, res := range routes() {
 		if want[res.example()] == "" {

@@ -192,21 +192,25 @@ type ClusterStatus struct {
 // MemberStatus is one node. The figures of another node are what it said when it was asked just now; Error says why they
 // are missing.
 type MemberStatus struct {
-	ID       string  `json:"id"`
-	Name     string  `json:"name"`
-	Role     string  `json:"role"` // voter, learner, edge
-	Region   string  `json:"region"`
-	State    string  `json:"state"` // alive, suspect, failed; of voters also leader, follower, candidate in Raft
-	Raft     string  `json:"raft,omitempty"`
-	HTTP     string  `json:"http"`
-	Peer     string  `json:"peer"`
-	Gossip   string  `json:"gossip"`
-	RTTMs    float64 `json:"rtt_ms"` // -1 when not measured
-	Version  string  `json:"version"`
-	W        uint64  `json:"w"`
-	FAgeMs   int64   `json:"f_age_ms"` // how long ago F is; -1 when nothing is proven
-	Entries  int64   `json:"entries"`
-	Bytes    int64   `json:"bytes"`
-	Error    string  `json:"error,omitempty"`
-	UptimeMs int64   `json:"uptime_ms"`
+	ID      string  `json:"id"`
+	Name    string  `json:"name"`
+	Role    string  `json:"role"` // voter, learner, edge
+	Region  string  `json:"region"`
+	State   string  `json:"state"` // alive, suspect, failed; of voters also leader, follower, candidate in Raft
+	Raft    string  `json:"raft,omitempty"`
+	HTTP    string  `json:"http"`
+	Peer    string  `json:"peer"`
+	Gossip  string  `json:"gossip"`
+	RTTMs   float64 `json:"rtt_ms"` // -1 when not measured
+	Version string  `json:"version"`
+	W       uint64  `json:"w"`
+	FAgeMs  int64   `json:"f_age_ms"` // how long ago F is; -1 when nothing is proven
+	Entries int64   `json:"entries"`
+	Bytes   int64   `json:"bytes"`
+	Error   string  `json:"error,omitempty"`
+	// Of a voter or learner: what it says about its place in the mesh when that is not as it should be, and how many large
+	// values it has to fetch yet.
+	Why          string `json:"why,omitempty"`
+	MissingBlobs int    `json:"missing_blobs,omitempty"`
+	UptimeMs     int64  `json:"uptime_ms"`
 }

@@ -116,7 +116,7 @@ func (r *run) program() *ucli.App {
 		ExitErrHandler: func(*ucli.Context, error) {},
 		Commands: []*ucli.Command{
 			r.serveCommand(), r.devCommand(), r.configCommand(), r.meshKeyCommand(),
-			r.keyCommand(), r.txnCommand(), r.namespaceCommand(), r.statusCommand(), r.importCommand(), r.exportCommand(),
+			r.keyCommand(), r.txnCommand(), r.namespaceCommand(), r.statusCommand(), r.clusterCommand(), r.importCommand(), r.exportCommand(),
 			r.versionCommand(),
 		},
 	}

@@ -37,6 +37,12 @@ type Status struct {
 	Expect                    int
 	Bootstrapped              bool
 	Voters                    []string
+	// Of a voter or learner: the line of its log, whether it has ever been a member, what it says of its own place in the
+	// mesh (StandingMember …) with the reason, and how many large values it has to fetch yet.
+	Lineage       kv.Lineage
+	WasMember     bool
+	Standing, Why string
+	MissingBlobs  int
 }
 
 // GrantArgs asks for the consent to bootstrap a cluster of exactly Voters.
@@ -215,9 +221,9 @@ type Position struct {
 
 // Tick carries what changes all the time.
 type Tick struct {
-	MeshTime int64    // unix milliseconds
-	Leader   string   // node id, empty when unknown
-	Voters   []string // node ids of the Raft configuration
+	MeshTime int64  // unix milliseconds
+	Leader   string // node id, empty when unknown
+	Members  Members
 	Depth    int      // feeds between the server and the store: 0 on a voter, 1 on a relay
 	Epoch    kv.Epoch // of the newest record that the server has
 	Revision kv.Revision
