@@ -34,12 +34,10 @@ type Survivor struct {
 	// index, has every acknowledged write that the other one has.
 	LastTerm  uint64 `json:"last_term"`
 	LastIndex uint64 `json:"last_index"`
-	// Its state, and the entries of the log that it has not applied yet.
-	AppliedIndex uint64      `json:"applied_index"`
-	Ahead        uint64      `json:"ahead"`
+	// Its state, with everything that its log holds.
 	Revision     kv.Revision `json:"revision"`
 	Epoch        string      `json:"epoch"`
-	MeshTime     time.Time   `json:"mesh_time"` // of the newest entry applied
+	MeshTime     time.Time   `json:"mesh_time"` // of the newest entry
 	Voters       []string    `json:"voters"`
 	Learners     []string    `json:"learners"`
 	Blobs        int         `json:"blobs"`         // large values that its state names
@@ -57,8 +55,8 @@ func (s Survivor) Later(o Survivor) int {
 
 // Recovered is what a recovery has made.
 type Recovered struct {
-	Survivor Survivor    `json:"survivor"` // as it was before
-	Epoch    string      `json:"epoch"`    // the new one
+	Node     string      `json:"node"`
+	Epoch    string      `json:"epoch"` // the new one
 	Revision kv.Revision `json:"revision"`
 	// Generation is that of the mesh from now on.
 	Generation uint64 `json:"generation"`
@@ -77,12 +75,12 @@ func Survey(opts RecoverOptions) (out Survivor, err error) {
 // Recover makes a stopped node the only voter of its mesh, which goes on in a new epoch when it is started next. It is for
 // a quorum that is lost for good; see raftstore.Recover.
 func Recover(opts RecoverOptions) (out Recovered, err error) {
+	var sv Survivor
 	err = opts.with(func(store raftstore.RecoverOptions) error {
 		rec, err := raftstore.Recover(store)
-		out.Survivor.fill(rec.Survivor)
-		out.Epoch, out.Revision, out.Generation = rec.Epoch.String(), rec.Revision, rec.NewLineage.Generation
+		out = Recovered{Node: sv.Node, Epoch: rec.Epoch.String(), Revision: rec.Revision, Generation: rec.Lineage.Generation}
 		return err
-	}, &out.Survivor)
+	}, &sv)
 	return out, err
 }
 
@@ -100,7 +98,7 @@ func (o RecoverOptions) with(do func(raftstore.RecoverOptions) error, out *Survi
 		return err
 	}
 	defer func() { err = errors.Join(err, id.close()) }()
-	out.DataDir, out.Node = o.DataDir, id.nodeID
+	out.DataDir, out.Node, out.Cluster = o.DataDir, id.nodeID, id.cluster.String()
 	return do(raftstore.RecoverOptions{
 		Dir: filepath.Join(o.DataDir, "store"), NodeID: id.nodeID, LogStore: o.Log, Logger: o.Logger,
 		Look: func(st *state.State) error { return out.countBlobs(st, filepath.Join(o.DataDir, "blobs")) },
@@ -108,8 +106,8 @@ func (o RecoverOptions) with(do func(raftstore.RecoverOptions) error, out *Survi
 }
 
 func (s *Survivor) fill(sv raftstore.Survivor) {
-	s.Cluster, s.Generation = sv.Applied.Cluster.String(), sv.Lineage.Generation
-	s.LastTerm, s.LastIndex, s.AppliedIndex, s.Ahead = sv.LastTerm, sv.LastIndex, sv.Applied.Index, sv.Ahead
+	s.Generation = sv.Lineage.Generation
+	s.LastTerm, s.LastIndex = sv.LastTerm, sv.LastIndex
 	s.Revision, s.Epoch = sv.Applied.Revision, sv.Applied.Epoch.String()
 	s.MeshTime = time.UnixMilli(sv.Applied.MeshTime).UTC()
 	s.Voters, s.Learners, s.Unfinished = sv.Members.Voters, sv.Members.Learners, sv.Unfinished

@@ -60,9 +60,11 @@ func (f *fsm) apply(logs []*raft.Log, answers []any) {
 		answers[i] = errBroken
 	}
 	for i, l := range logs {
-		if l.Type != raft.LogCommand { // a configuration: Raft keeps them itself, but does not tell their index
-			m := membersOf(raft.DecodeConfiguration(l.Data), l.Index)
-			f.members.Store(&m)
+		if l.Type != raft.LogCommand {
+			if l.Type == raft.LogConfiguration { // Raft keeps them itself, but does not tell their index
+				m := membersOf(raft.DecodeConfiguration(l.Data), l.Index)
+				f.members.Store(&m)
+			}
 			answers[i] = nil
 			continue
 		}

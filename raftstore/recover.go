@@ -24,7 +24,7 @@ type RecoverOptions struct {
 	LogStore    LogStore     // nil = BoltLog
 	FS          vfs.FS       // nil = the operating system's
 	Logger      *slog.Logger // nil = discard
-	// Look is called with the state as it is on disk, before anything is changed. May be nil.
+	// Look is called by Survey with the state as a recovery would make it. May be nil.
 	Look func(*state.State) error
 }
 
@@ -61,7 +61,38 @@ func Survey(opts RecoverOptions) (_ Survivor, err error) {
 		return Survivor{}, err
 	}
 	defer func() { err = errors.Join(err, undo.run()) }()
-	return s.survey()
+	out, err := s.survey()
+	if err == nil {
+		out.Applied, err = s.preview(opts.Look)
+	}
+	return out, err
+}
+
+// preview applies the log to a copy of the state, which takes hard links and no data, and leaves nothing behind.
+func (s *Store) preview(look func(*state.State) error) (applied state.Applied, err error) {
+	fs := s.opts.FS
+	dir := fs.PathJoin(s.opts.Dir, outgoingDir, "preview")
+	st, err := state.Open(dir, state.Options{Logger: s.opts.Logger, FS: fs})
+	if err != nil {
+		return state.Applied{}, err
+	}
+	defer func() { err = errors.Join(err, st.Close(), fs.RemoveAll(dir)) }()
+	if s.state.Applied().Index > 0 {
+		copied := dir + "-checkpoint"
+		if _, err := s.state.Checkpoint(copied); err != nil {
+			return state.Applied{}, err
+		}
+		if err := st.Replace(copied); err != nil {
+			return state.Applied{}, err
+		}
+	}
+	if err := s.applyTo(st); err != nil {
+		return state.Applied{}, err
+	}
+	if look != nil {
+		err = look(st)
+	}
+	return st.Applied(), err
 }
 
 // openStopped opens the parts of a directory on disk without starting Raft.
@@ -77,17 +108,11 @@ func openStopped(opts RecoverOptions) (_ *Store, undo teardown, err error) {
 	if err := s.openDisk(&undo); err != nil {
 		return nil, nil, errors.Join(err, undo.run())
 	}
-	if s.state.Applied().Cluster.IsZero() {
-		return nil, nil, errors.Join(fmt.Errorf("%s: this node had not received any data yet, so there is nothing to recover", opts.Dir), undo.run())
-	}
-	if opts.Look != nil {
-		if err := opts.Look(s.state); err != nil {
-			return nil, nil, errors.Join(err, undo.run())
-		}
-	}
 	return s, undo, nil
 }
 
+// survey reads the standing of state, snapshots and log. The state of a node that was killed may lie far behind its log, or
+// be empty: only the log is fsynced with every entry.
 func (s *Store) survey() (Survivor, error) {
 	out := Survivor{Applied: s.state.Applied(), Lineage: s.lineages.current()}
 	out.LastIndex, out.LastTerm = out.Applied.Index, out.Applied.Term
@@ -101,9 +126,16 @@ func (s *Store) survey() (Survivor, error) {
 	if err != nil {
 		return out, fmt.Errorf("read the log: %w", err)
 	}
+	empty := out.Applied.Cluster.IsZero()
 	err = s.eachEntry(out.Members.Index+1, last, func(l *raft.Log) error {
-		if l.Type == raft.LogConfiguration {
-			out.Members = membersOf(raft.DecodeConfiguration(l.Data), l.Index)
+		switch l.Type {
+		case raft.LogConfiguration:
+			var err error
+			if out.Members, err = decodeMembers(l); err != nil {
+				return err
+			}
+		case raft.LogCommand:
+			empty = false
 		}
 		if l.Index > out.LastIndex {
 			out.LastIndex, out.LastTerm = l.Index, l.Term
@@ -113,10 +145,22 @@ func (s *Store) survey() (Survivor, error) {
 	if err != nil {
 		return out, err
 	}
-	out.Ahead = out.LastIndex - out.Applied.Index
+	if empty {
+		return out, fmt.Errorf("%s: this node had not received any data yet, so there is nothing to recover", s.opts.Dir)
+	}
 	target, err := s.unfinishedRecovery()
 	out.Unfinished = target != nil
 	return out, err
+}
+
+// decodeMembers reads a membership from the log. The library panics on one that it cannot read.
+func decodeMembers(l *raft.Log) (m Membership, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("entry %d of the log is damaged: %v", l.Index, p)
+		}
+	}()
+	return membersOf(raft.DecodeConfiguration(l.Data), l.Index), nil
 }
 
 // eachEntry calls fn with the log's entries from..to. It passes over those that are missing below an installed checkpoint.
@@ -170,10 +214,9 @@ func (s *Store) unfinishedRecovery() (*recovery, error) {
 
 // Recovered is what Recover has made.
 type Recovered struct {
-	Survivor               // as it was before
-	Epoch      kv.Epoch    // the new one
-	Revision   kv.Revision // at which the state stands now
-	NewLineage kv.Lineage
+	Epoch    kv.Epoch    // the new one
+	Revision kv.Revision // at which the state stands now
+	Lineage  kv.Lineage
 }
 
 // Recover makes a stopped node the only voter of its mesh, when a majority of the voters is lost for good: everything its
@@ -189,29 +232,28 @@ func Recover(opts RecoverOptions) (_ Recovered, err error) {
 		return Recovered{}, err
 	}
 	defer func() { err = errors.Join(err, undo.run()) }()
-	out := Recovered{}
-	if out.Survivor, err = s.survey(); err != nil {
-		return out, err
+	sv, err := s.survey()
+	if err != nil {
+		return Recovered{}, err
 	}
 	target, err := s.unfinishedRecovery()
 	if err != nil {
-		return out, err
+		return Recovered{}, err
 	}
 	if target == nil {
-		if target, err = s.beginRecovery(out.Survivor); err != nil {
-			return out, err
+		if target, err = s.beginRecovery(sv); err != nil {
+			return Recovered{}, err
 		}
 	}
 	for _, step := range []func(*recovery) error{
 		s.leaveLineage, s.applyRest, s.appendEpoch, s.applyRest, s.takeOver, s.endRecovery,
 	} {
 		if err := step(target); err != nil {
-			return out, fmt.Errorf("recover: %w", err)
+			return Recovered{}, fmt.Errorf("recover: %w", err)
 		}
 	}
 	applied := s.state.Applied()
-	out.Epoch, out.Revision, out.NewLineage = applied.Epoch, applied.Revision, target.lineage
-	return out, nil
+	return Recovered{Epoch: applied.Epoch, Revision: applied.Revision, Lineage: target.lineage}, nil
 }
 
 // beginRecovery decides everything that must be the same when the recovery is interrupted, and notes it. From here on the
@@ -239,20 +281,22 @@ func (s *Store) leaveLineage(r *recovery) error {
 }
 
 // applyRest applies what the log holds beyond the state.
-func (s *Store) applyRest(*recovery) error {
+func (s *Store) applyRest(*recovery) error { return s.applyTo(s.state) }
+
+func (s *Store) applyTo(st *state.State) error {
 	last, err := s.log.LastIndex()
 	if err != nil {
 		return err
 	}
 	var failed error
-	machine := &fsm{state: s.state, snaps: s.snaps, log: s.opts.Logger, fatal: func(err error) { failed = err }}
+	machine := &fsm{state: st, snaps: s.snaps, log: s.opts.Logger, fatal: func(err error) { failed = err }}
 	var batch []*raft.Log
 	flush := func() error {
 		machine.ApplyBatch(batch)
 		batch = nil
 		return failed
 	}
-	err = s.eachEntry(s.state.Applied().Index+1, last, func(l *raft.Log) error {
+	err = s.eachEntry(st.Applied().Index+1, last, func(l *raft.Log) error {
 		if batch = append(batch, l); len(batch) < 256 {
 			return nil
 		}

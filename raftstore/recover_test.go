@@ -2,6 +2,8 @@ package raftstore
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -60,14 +62,14 @@ func TestRecover(t *testing.T) {
 		c.stopAll()
 
 		sv, err := Survey(c.recovery("a"))
-		if err != nil || sv.Applied.Revision > last || sv.LastIndex < before.Index || len(sv.Members.Voters) != 3 || sv.Unfinished {
+		if err != nil || sv.Applied.Revision != last || sv.LastIndex < before.Index || len(sv.Members.Voters) != 3 || sv.Unfinished {
 			t.Fatalf("survey: %+v %v", sv, err)
 		}
 		out, err := Recover(c.recovery("a"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if out.Epoch.Compare(before.Epoch) <= 0 || out.Revision != last+1 || out.NewLineage.Compare(sv.Lineage) <= 0 {
+		if out.Epoch.Compare(before.Epoch) <= 0 || out.Revision != last+1 || out.Lineage.Compare(sv.Lineage) <= 0 {
 			t.Errorf("recovered to %+v, was %+v", out, before)
 		}
 
@@ -117,7 +119,7 @@ func TestRecover(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.converge(c.mustPut(a, "k", id).Revision)
-			if got := c.get(d, key(7)); got != "before" || d.Lineage() != out.NewLineage {
+			if got := c.get(d, key(7)); got != "before" || d.Lineage() != out.Lineage {
 				t.Errorf("%s has %q, lineage %v", id, got, d.Lineage())
 			}
 		}
@@ -165,7 +167,7 @@ func TestRecoverInterrupted(t *testing.T) {
 				t.Fatalf("after %d steps: %+v %v", done, sv, err)
 			}
 			out, err := Recover(c.recovery("a"))
-			if err != nil || out.NewLineage != r.lineage || out.Revision != last+1 {
+			if err != nil || out.Lineage != r.lineage || out.Revision != last+1 {
 				t.Fatalf("after %d steps: %+v %v", done, out, err)
 			}
 			a := c.open("a")
@@ -196,17 +198,26 @@ func TestRecoverBestSurvivor(t *testing.T) {
 				best = id
 			}
 		}
-		// The followers of the last entry's commit hear of it with the next request: best's state stands behind its log.
 		res, err := lead.Propose(t.Context(), []command.Op{c.put("late", "v")})
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.net.isolate(lead.opts.NodeID)
 		c.stopAll()
+		// A killed node's state may lie behind its log, or be gone: nothing but the log is fsynced with every entry.
+		if err := os.RemoveAll(filepath.Join(c.dirs[best], stateDir)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Join(c.dirs[best], stateDir), 0o700); err != nil {
+			t.Fatal(err)
+		}
 		x, err1 := Survey(c.recovery(best))
 		y, err2 := Survey(c.recovery(behind))
 		if err := errors.Join(err1, err2); err != nil || x.Compare(y) <= 0 || y.Compare(x) >= 0 {
 			t.Fatalf("%+v and %+v: %v", x, y, err)
+		}
+		if x.Applied.Revision != res.Revision || y.Applied.Revision >= res.Revision || x.Applied.Epoch != res.Epoch {
+			t.Errorf("%+v and %+v, the last write was %+v", x, y, res)
 		}
 		out, err := Recover(c.recovery(best))
 		if err != nil || out.Revision != res.Revision+1 {

@@ -108,7 +108,7 @@ func (r *run) recover(c *ucli.Context) error {
 	return r.printf("\nRecovered: node %s is the only voter, in generation %d of the mesh; epoch %s, revision %d.\n"+
 		"Start it as before (with --role voter). Move the data directories of all other voters and learners aside before you\n"+
 		"start them again: they join as new nodes, by themselves. Edges need nothing.\n",
-		out.Survivor.Node, out.Generation, out.Epoch, out.Revision)
+		out.Node, out.Generation, out.Epoch, out.Revision)
 }
 
 // maxSurvivorFile bounds what is read of a --compare file.
@@ -176,11 +176,7 @@ func (r *run) showSurvivors(all []node.Survivor, asJSON bool) error {
 	for _, s := range all {
 		fmt.Fprintf(&b, "survivor      %s\n  node        %s\n  mesh        %s, generation %d\n", s.DataDir, s.Node, s.Cluster, s.Generation)
 		fmt.Fprintf(&b, "  log         ends at index %d of term %d\n", s.LastIndex, s.LastTerm)
-		fmt.Fprintf(&b, "  state       revision %d, epoch %s, at index %d; mesh time %s\n",
-			s.Revision, s.Epoch, s.AppliedIndex, s.MeshTime.Format(time.RFC3339))
-		if s.Ahead > 0 {
-			fmt.Fprintf(&b, "              %d more log entries will be applied\n", s.Ahead)
-		}
+		fmt.Fprintf(&b, "  state       revision %d, epoch %s; mesh time %s\n", s.Revision, s.Epoch, s.MeshTime.Format(time.RFC3339))
 		fmt.Fprintf(&b, "  members     %d voters, %d learners\n", len(s.Voters), len(s.Learners))
 		switch {
 		case s.MissingBlobs > 0:
@@ -195,10 +191,23 @@ func (r *run) showSurvivors(all []node.Survivor, asJSON bool) error {
 	if len(all) > 1 {
 		fmt.Fprintf(&b, "\nThe best survivor is node %s (%s): recover that one, and no other.\n", best.Node, best.DataDir)
 	}
-	fmt.Fprintf(&b, "\nWhat may be lost: writes that were acknowledged after index %d of term %d. With %d of %d voters seen here, nobody can\n"+
-		"say whether there are any: a majority of the others may have had more.\n",
-		best.LastIndex, best.LastTerm, len(all), len(best.Voters))
+	b.WriteString("\n" + mayBeLost(all, best) + "\n")
 	return r.printf("%s", b.String())
+}
+
+// mayBeLost says which acknowledged writes the best survivor may not have. A write is acknowledged when a majority of the
+// voters has it in its log, so one that none of those seen here has needs a majority among the others.
+func mayBeLost(all []node.Survivor, best node.Survivor) string {
+	unseen := slices.DeleteFunc(slices.Clone(best.Voters), func(id string) bool {
+		return slices.ContainsFunc(all, func(s node.Survivor) bool { return s.Node == id && s.Generation == best.Generation })
+	})
+	if need := len(best.Voters)/2 + 1; len(unseen) < need {
+		return fmt.Sprintf("Nothing that was acknowledged is lost: it takes %d voters to acknowledge a write, and only %d are not seen here.",
+			need, len(unseen))
+	}
+	return fmt.Sprintf("What may be lost: writes that were acknowledged after index %d of term %d, if there were any. The %d voters that\n"+
+		"are not seen here (%s) could acknowledge writes without this one.",
+		best.LastIndex, best.LastTerm, len(unseen), strings.Join(unseen, ", "))
 }
 
 // confirmRecovery asks for the word that says yes.
