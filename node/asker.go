@@ -38,10 +38,11 @@ const (
 // back and forth.
 func (a *asker) Route(hash uint64, hops int) []cache.Hop {
 	route := make([]cache.Hop, 0, 4)
-	if a.n.answerer != nil {
+	member := a.n.answerer != nil && !a.n.standing.outside() // the state of one that is not stands still
+	if member {
 		route = append(route, cache.Hop{Node: a.n.id.nodeID, Tier: cache.TierCentral})
 	} else {
-		if hops == 0 {
+		if hops == 0 && a.n.answerer == nil {
 			route = a.routeEdges(route, hash)
 		}
 		for i, id := range a.n.dir.Voters() {

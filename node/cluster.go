@@ -309,8 +309,8 @@ func (d *memberDuty) explainLoss(loss *raftstore.QuorumLossError) error {
 func (d *memberDuty) resolve(ref string) (gossip.Member, error) {
 	var byName, byPrefix []gossip.Member
 	all := slices.Clone(d.gossip.Members())
-	m := d.store.Membership()
-	for _, id := range slices.Concat(m.Voters, m.Learners) {
+	members := d.store.Membership()
+	for _, id := range slices.Concat(members.Voters, members.Learners) {
 		if _, ok := d.gossip.Member(id); !ok {
 			all = append(all, gossip.Member{ID: id, Role: certs.RoleVoter, State: gossip.Failed})
 		}
@@ -319,7 +319,7 @@ func (d *memberDuty) resolve(ref string) (gossip.Member, error) {
 		switch {
 		case m.ID == ref:
 			return m, nil
-		case m.Name == ref:
+		case m.Name == ref && (members.Has(m.ID) || m.Reachable()): // not one whose place another has taken
 			byName = append(byName, m)
 		case len(ref) >= 4 && strings.HasPrefix(m.ID, ref):
 			byPrefix = append(byPrefix, m)

@@ -104,6 +104,13 @@ func (s *Store) Promote(ctx context.Context, nodeID string) error {
 		return kv.Errorf(kv.CodeRefused, "%s is no member, and cannot be given a vote", nodeID)
 	}
 	id, addr := raft.ServerID(nodeID), raft.ServerAddress(nodeID)
+	term, ok := s.leaderTerm()
+	if !ok {
+		return s.errNotLeader()
+	}
+	if silent, err := s.silent(ctx, term, []string{nodeID}); err != nil || len(silent) > 0 {
+		return errors.Join(errNoQuorum(nodeID+" does not answer, and stays without a vote"), err)
+	}
 	if err := s.caughtUp(ctx, id); err != nil {
 		return fmt.Errorf("%s stays without a vote, it has not caught up: %w", nodeID, err)
 	}
@@ -165,13 +172,13 @@ func (s *Store) RemoveMember(ctx context.Context, nodeID string) error {
 	}
 	loss := &QuorumLossError{Node: nodeID}
 	for _, id := range m.Voters {
-		if id == nodeID {
-			continue
+		if id != nodeID {
+			loss.Remain = append(loss.Remain, id)
 		}
-		loss.Remain = append(loss.Remain, id)
-		if a, heard := s.acks.of(term, raft.ServerID(id)); id != s.opts.NodeID && (!heard || !s.heard(a)) {
-			loss.Down = append(loss.Down, id)
-		}
+	}
+	var err error
+	if loss.Down, err = s.silent(ctx, term, loss.Remain); err != nil {
+		return err
 	}
 	// A member without a vote takes nothing with it.
 	votes := slices.Contains(m.Voters, nodeID)
@@ -185,6 +192,32 @@ func (s *Store) RemoveMember(ctx context.Context, nodeID string) error {
 		return fmt.Errorf("remove %s: %w", nodeID, err)
 	}
 	return nil
+}
+
+// silent returns those of the members who do not answer a request that is sent now. What they answered before says nothing:
+// one that has just died would be counted on. Heartbeats go out several times within the time that this waits.
+func (s *Store) silent(ctx context.Context, term uint64, ids []string) ([]string, error) {
+	asked := s.acks.ticket()
+	giveUp := time.NewTimer(2 * s.set.heartbeat)
+	defer giveUp.Stop()
+	tick := time.NewTicker(s.set.heartbeat / 10)
+	defer tick.Stop()
+	for waited := false; ; {
+		silent := slices.DeleteFunc(slices.Clone(ids), func(id string) bool {
+			a, ok := s.acks.of(term, raft.ServerID(id))
+			return id == s.opts.NodeID || ok && a.ticket > asked
+		})
+		if len(silent) == 0 || waited {
+			return silent, nil
+		}
+		select {
+		case <-tick.C:
+		case <-giveUp.C:
+			waited = true
+		case <-ctx.Done():
+			return nil, errNoQuorum("the members did not answer in time")
+		}
+	}
 }
 
 // heard says whether an answer is so fresh that its sender is alive.

@@ -22,6 +22,7 @@ import (
 type load struct {
 	t     *testing.T
 	nodes []*nodetest.Proc
+	sizes []int // of the values
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
 	acks  atomic.Int64
@@ -40,8 +41,12 @@ type counter struct{ acked, tried int }
 var loadSizes = []int{100, 2000, kv.MaxInlineValueBytes + 1, 300, 5000, 40, kv.MaxCachedValueBytes + 1}
 
 func startLoad(t *testing.T, writers int, nodes []*nodetest.Proc) *load {
+	return startLoadOf(t, writers, nodes, loadSizes)
+}
+
+func startLoadOf(t *testing.T, writers int, nodes []*nodetest.Proc, sizes []int) *load {
 	ctx, cancel := context.WithCancel(t.Context())
-	l := &load{t: t, nodes: nodes, stop: cancel, acked: make(map[string][]byte), counts: make(map[string]*counter)}
+	l := &load{t: t, nodes: nodes, sizes: sizes, stop: cancel, acked: make(map[string][]byte), counts: make(map[string]*counter)}
 	for w := range writers {
 		l.wg.Go(func() { l.write(ctx, w) })
 	}
@@ -75,7 +80,7 @@ func (l *load) write(ctx context.Context, w int) {
 			continue
 		}
 		key := fmt.Sprintf("/v1/kv/default/w%d-%d", w, i)
-		value := randomBytes(loadSizes[rand.IntN(len(loadSizes))])
+		value := randomBytes(l.sizes[rand.IntN(len(l.sizes))])
 		if l.put(ctx, node, key, value) {
 			l.mu.Lock()
 			l.acked[key] = value

@@ -107,6 +107,27 @@ func (p *Procs) Add(name, role string, flags ...string) *Proc {
 	return n
 }
 
+// Move gives all nodes, none of which runs, other addresses: their own, and in what they were told of each other.
+func (p *Procs) Move() {
+	p.t.Helper()
+	var pairs []string
+	for _, n := range p.All {
+		for _, addr := range []*string{&n.HTTP, &n.Peer, &n.Gossip, &n.Admin} {
+			to := FreeAddr(p.t)
+			pairs = append(pairs, *addr, to)
+			*addr = to
+		}
+		n.CloseIdle()
+		n.Base = "http://" + n.HTTP
+	}
+	moved := strings.NewReplacer(pairs...)
+	for _, n := range p.All {
+		for i := range n.Args {
+			n.Args[i] = moved.Replace(n.Args[i])
+		}
+	}
+}
+
 // Start starts the node's process.
 func (n *Proc) Start(t testing.TB) {
 	t.Helper()
