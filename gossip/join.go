@@ -47,6 +47,8 @@ type SeedState struct {
 	Joined bool
 	// Err is what the last attempt met, in plain words; "" when there was none or it succeeded.
 	Err string
+	// Refused says that somebody is there who is not of this mesh, or does not let this node in.
+	Refused bool
 }
 
 // Waiting reports whether the node was given seeds other than itself and has met nobody yet: it is not ready.
@@ -226,6 +228,8 @@ func (r *round) seed(i int) {
 		case r.take(a.String()):
 			if err := r.join(a.String()); err != nil {
 				state.Err = fmt.Sprintf("seed %s %v", seed, err)
+				var refused *joinError
+				state.Refused = state.Refused || errors.As(err, &refused) && refused.result != noAnswer
 			} else {
 				state.Joined = true
 			}
@@ -233,7 +237,7 @@ func (r *round) seed(i int) {
 		state.Self = false
 	}
 	if state.Joined {
-		state.Err = ""
+		state.Err, state.Refused = "", false
 	}
 	r.g.seedResult(i, state)
 }
@@ -297,19 +301,27 @@ func (g *Gossip) join(addr string) error {
 	}
 	result, text := explain(dialErr, err)
 	g.metrics.joins.WithLabelValues(result).Inc()
-	return errors.New(text)
+	return &joinError{result, text}
 }
+
+// joinError is why an address could not be joined: what it is called in metrics, and in plain words.
+type joinError struct{ result, text string }
+
+func (e *joinError) Error() string { return e.text }
+
+// noAnswer is the result of an address at which nobody answers.
+const noAnswer = "no_answer"
 
 // explain says what kept a node from joining. The error of the dial is a real one; that of memberlist is text.
 func explain(dialErr, joinErr error) (result, text string) {
 	var timeout net.Error
 	switch {
 	case errors.Is(dialErr, syscall.ECONNREFUSED):
-		return "no_answer", "does not answer (connection refused), will keep trying"
+		return noAnswer, "does not answer (connection refused), will keep trying"
 	case errors.As(dialErr, &timeout) && timeout.Timeout(), errors.Is(dialErr, context.DeadlineExceeded):
-		return "no_answer", "does not answer (timeout), will keep trying"
+		return noAnswer, "does not answer (timeout), will keep trying"
 	case dialErr != nil:
-		return "no_answer", fmt.Sprintf("does not answer (%v), will keep trying", dialErr)
+		return noAnswer, fmt.Sprintf("does not answer (%v), will keep trying", dialErr)
 	}
 	s := joinErr.Error()
 	switch {
@@ -318,7 +330,7 @@ func explain(dialErr, joinErr error) (result, text string) {
 	case strings.Contains(s, "is incompatible"): // protocol versions; memberlist names both
 		return "version", "cannot be joined: " + strings.TrimSpace(s)
 	case strings.Contains(s, "i/o timeout"), strings.Contains(s, "deadline exceeded"):
-		return "no_answer", "accepted the connection and then said nothing (timeout), will keep trying"
+		return noAnswer, "accepted the connection and then said nothing (timeout), will keep trying"
 	}
 	return "closed", "answered but closed the connection: wrong mesh key, or a node of another mesh"
 }

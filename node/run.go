@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"kvmesh/gossip"
 	"kvmesh/node/api"
 	"kvmesh/node/certs"
 	"kvmesh/node/ops"
@@ -33,11 +34,12 @@ func (n *Node) openHTTP() {
 func (n *Node) checks() []ops.Check {
 	checks := []ops.Check{
 		{Name: "joined", Run: func(context.Context) error {
-			if n.standsAlone() { // a mesh of one, whatever seeds it was given once
-				return nil
-			}
 			if j := n.gossip.JoinState(); j.Waiting() {
 				var why []string
+				refused := slices.ContainsFunc(j.Seeds, func(s gossip.SeedState) bool { return s.Refused })
+				if n.standsAlone() && !refused { // a mesh of one, whose seeds are gone
+					return nil
+				}
 				for _, s := range j.Seeds {
 					if s.Err != "" {
 						why = append(why, s.Err)

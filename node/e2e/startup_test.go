@@ -109,6 +109,7 @@ func TestStartup(t *testing.T) {
 	t.Run("wrong mesh key", func(t *testing.T) {
 		n := p.Add("wrong-key", "edge", "--join", seed.Gossip, "--mesh-key", nodetest.WriteKey(t, p.Dir, "wrong.key"))
 		waits(t, n, "seed "+seed.Gossip, "wrong mesh key")
+		says(t, "the seed", seed.Log(t), "refused: the sender has another mesh key")
 		n.Kill(t)
 	})
 	t.Run("data directory of a mesh with another key", func(t *testing.T) {
@@ -122,6 +123,7 @@ func TestStartup(t *testing.T) {
 	for _, role := range []string{"voter", "edge"} {
 		t.Run("data directory of another mesh with this key: "+role, func(t *testing.T) { otherMesh(t, p, seed, role) })
 	}
+	t.Run("two meshes that know each other's seeds", func(t *testing.T) { twoMeshes(t, p, seed) })
 	if a := seed.Must(t, 200, http.MethodGet, "/v1/kv/default/k", nil); string(a.Body) != "v" {
 		t.Errorf("after all of them: %v", a)
 	}
@@ -156,4 +158,44 @@ func otherMesh(t *testing.T, p *nodetest.Procs, seed *nodetest.Proc, role string
 	waits(t, stranger, "seed "+seed.Gossip, "another mesh", "--join", "--data-dir")
 	says(t, "the seed", seed.Log(t), "belongs to another mesh")
 	stranger.Kill(t)
+}
+
+// twoMeshes has a node of another mesh with this key know a seed of each. It goes on in its own, and both say what is wrong.
+func twoMeshes(t *testing.T, p *nodetest.Procs, seed *nodetest.Proc) {
+	other := p.Add("second-mesh", "voter")
+	other.Start(t)
+	edge := p.Add("second-mesh-edge", "edge", "--join", other.Gossip)
+	edge.Start(t)
+	nodetest.WaitReady(t, other, edge)
+	other.Must(t, 200, http.MethodPut, "/v1/kv/default/k", []byte("other"))
+	edge.Kill(t)
+	edge.Args = append(edge.Args, "--join", seed.Gossip+","+other.Gossip)
+	edge.Start(t)
+	nodetest.WaitReady(t, edge)
+	self, err := edge.Cluster(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodetest.Eventually(t, nodetest.Patience, "both say that it is of another mesh", func() error {
+		if !strings.Contains(edge.Log(t), "another mesh") || !strings.Contains(seed.Log(t), "refused: node "+self.Self) {
+			return fmt.Errorf("the edge says: %s", edge.Log(t))
+		}
+		return nil
+	})
+	if a := edge.Must(t, 200, http.MethodGet, "/v1/kv/default/k", nil); string(a.Body) != "other" {
+		t.Errorf("the other mesh's edge: %v", a)
+	}
+	for _, n := range []*nodetest.Proc{other, edge, seed} {
+		s, err := n.Cluster(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range s.Members {
+			if strings.HasPrefix(m.Name, "second-mesh") != (n != seed) {
+				t.Errorf("%s knows %s", n.Name, m.Name)
+			}
+		}
+	}
+	other.Kill(t)
+	edge.Kill(t)
 }

@@ -31,6 +31,8 @@ var regions = []string{"a", "b", "c"}
 type shape struct {
 	edges  []int // of each region
 	voters int   // round the regions
+	// learners are the regions that have one.
+	learners []string
 	// tune changes what the nodes are told; nil = as newWorld says.
 	tune func(o *node.Options)
 }
@@ -146,17 +148,25 @@ func newWorld(sh shape, seed uint64, dir string, logTo io.Writer, fatal func(err
 		region := regions[i%len(regions)]
 		w.add(certs.RoleVoter, region, region+"-voter")
 	}
+	for _, region := range sh.learners {
+		w.add(certs.RoleLearner, region, region+"-learner")
+	}
 	w.net = simnet.New(seed, w.link)
 	for _, m := range w.machines {
-		host := w.net.Host(m.ip)
-		m.opts.Env.Gossip = host
-		m.opts.Env.Listen = host.ListenStream
-		m.opts.Env.Dial = func(ctx context.Context, _, addr string) (net.Conn, error) { return host.Dial(ctx, addr) }
+		w.plug(m)
 	}
 	return w
 }
 
-func (w *world) add(role, region, name string) {
+// plug connects a machine to the network.
+func (w *world) plug(m *machine) {
+	host := w.net.Host(m.ip)
+	m.opts.Env.Gossip = host
+	m.opts.Env.Listen = host.ListenStream
+	m.opts.Env.Dial = func(ctx context.Context, _, addr string) (net.Conn, error) { return host.Dial(ctx, addr) }
+}
+
+func (w *world) add(role, region, name string) *machine {
 	ip := fmt.Sprintf("10.0.0.%d", len(w.machines)+1)
 	clock := &machineClock{start: time.Now()}
 	at := func(port int) string { return fmt.Sprintf("%s:%d", ip, port) }
@@ -174,6 +184,8 @@ func (w *world) add(role, region, name string) {
 	}
 	if role == certs.RoleVoter {
 		m.opts.BootstrapExpect = w.shape.voters
+	}
+	if role != certs.RoleEdge {
 		m.opts.Env.Log = raftstore.MemoryLog()
 		m.opts.Env.FS = vfs.NewMem()
 	}
@@ -184,6 +196,7 @@ func (w *world) add(role, region, name string) {
 		w.shape.tune(&m.opts)
 	}
 	w.machines = append(w.machines, m)
+	return m
 }
 
 // link is what the network is like when nothing is broken.
