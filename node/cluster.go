@@ -152,7 +152,7 @@ func (n *Node) changeMember(ctx context.Context, args wire.ChangeArgs) (*api.Mem
 	for {
 		leader, changed := n.dir.Leader()
 		if leader == "" && n.store == nil {
-			leader = n.service.proposer.anyVoter()
+			leader = n.proposer.anyVoter()
 		}
 		res, err := n.tryChange(ctx, leader, args)
 		if err == nil {
@@ -170,7 +170,7 @@ func (n *Node) changeMember(ctx context.Context, args wire.ChangeArgs) (*api.Mem
 		if now, _ := n.dir.Leader(); now != "" && now != leader {
 			continue
 		}
-		if noQuorum := n.service.proposer.noQuorum(); noQuorum != nil {
+		if noQuorum := n.proposer.noQuorum(); noQuorum != nil {
 			return nil, n.quorumGone(noQuorum)
 		}
 		select {
@@ -278,7 +278,7 @@ func (n *Node) removeMember(ctx context.Context, m gossip.Member) (*wire.ChangeR
 	if loss := new(raftstore.QuorumLossError); errors.As(err, &loss) {
 		return nil, n.members.explainLoss(loss)
 	}
-	if m.ID == n.id.nodeID && kv.CodeOf(err) == kv.CodeRefused && len(members.Voters) > 1 {
+	if errors.Is(err, raftstore.ErrLeaderStays) {
 		if err := n.store.TransferLeadership(ctx, ""); err != nil {
 			return nil, err
 		}

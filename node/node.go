@@ -58,22 +58,23 @@ type Node struct {
 	started time.Time
 	reg     *prometheus.Registry
 
-	id      *identity
-	kek     *seal.KEK
-	gossip  *gossip.Gossip
-	dir     *directory
-	rpc     *peer.Client
-	dialer  *peer.Dialer
-	peers   *peer.Server
-	control *controlState
-	clock   *meshClock
-	cache   *cache.Cache
-	ring    *feed.Ring
-	hints   *hinter
-	hedges  prometheus.Counter
-	blobs   *blobTransfer
-	follow  *follower
-	service *service
+	id       *identity
+	kek      *seal.KEK
+	gossip   *gossip.Gossip
+	dir      *directory
+	rpc      *peer.Client
+	dialer   *peer.Dialer
+	peers    *peer.Server
+	control  *controlState
+	clock    *meshClock
+	cache    *cache.Cache
+	ring     *feed.Ring
+	hints    *hinter
+	hedges   prometheus.Counter
+	blobs    *blobTransfer
+	follow   *follower
+	proposer *proposer
+	service  *service
 
 	store     *raftstore.Store // nil on edges, like the next five
 	answerer  *answerer
@@ -341,13 +342,14 @@ func (n *Node) openService() {
 	if err != nil {
 		panic(err) // only for lengths that SHA-256 cannot give
 	}
+	n.proposer = &proposer{
+		self: n.id.nodeID, dir: n.dir, rpc: n.rpc, store: n.store,
+		epoch: func() kv.Epoch { e, _ := n.cache.Position(); return e },
+	}
 	n.service = &service{
 		cache: n.cache, control: n.control, clock: n.clock, blobs: n.blobs, hints: n.hints, kek: n.kek, dir: n.dir,
-		bulk: newBulkGate(),
-		proposer: &proposer{
-			self: n.id.nodeID, dir: n.dir, rpc: n.rpc, store: n.store,
-			epoch: func() kv.Epoch { e, _ := n.cache.Position(); return e },
-		},
+		bulk:     newBulkGate(),
+		proposer: n.proposer,
 		lists: &lister{
 			self: n.id.nodeID, dir: n.dir, rpc: n.rpc, cache: n.cache, control: n.control, local: n.answerer, cursorKey: cursorKey,
 		},

@@ -159,8 +159,11 @@ func (e *QuorumLossError) Error() string {
 // Unwrap gives the error its code.
 func (e *QuorumLossError) Unwrap() error { return kv.Errorf(kv.CodeRefused, "%s", e.Error()) }
 
+// ErrLeaderStays refuses the removal of the leader by itself: it has to hand the leadership over first.
+var ErrLeaderStays = errors.New("the leader has to hand the leadership over before it can be removed")
+
 // RemoveMember takes another node out of the cluster. A removal that would leave too few voters that answer for a quorum is
-// a *QuorumLossError. Removing a node that is no member succeeds. Leader only; a leader that is to go hands over first.
+// a *QuorumLossError, that of the leader itself ErrLeaderStays. Removing a node that is no member succeeds. Leader only.
 func (s *Store) RemoveMember(ctx context.Context, nodeID string) error {
 	m := s.Membership()
 	if !m.Has(nodeID) {
@@ -186,7 +189,7 @@ func (s *Store) RemoveMember(ctx context.Context, nodeID string) error {
 		return loss
 	}
 	if nodeID == s.opts.NodeID {
-		return kv.Errorf(kv.CodeRefused, "%s leads, and has to hand the leadership over before it is removed", nodeID)
+		return ErrLeaderStays
 	}
 	if err := s.change(ctx, func() raft.Future { return s.raft.RemoveServer(raft.ServerID(nodeID), 0, 0) }); err != nil {
 		return fmt.Errorf("remove %s: %w", nodeID, err)
@@ -262,7 +265,7 @@ func (s *Store) TransferLeadership(ctx context.Context, to string) error {
 		}
 	}
 	if err := s.await(ctx, call); err != nil {
-		return fmt.Errorf("hand leadership over: %w", err)
+		return kv.Errorf(kv.CodeUnavailable, "the leadership could not be handed over, and may move later: %v", err)
 	}
 	return nil
 }

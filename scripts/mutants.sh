@@ -44,7 +44,7 @@ done
 # limits PACKAGE names what of a package's tests is run: all, but for what takes long and looks at something else.
 limits() {
 	case $1 in
-	raftstore) echo -test.run=Confirm\|Quorum\|FullDisk ;;
+	raftstore) echo -test.run=Confirm\|Quorum\|FullDisk\|Recover\|Remov ;;
 	node) echo -test.skip=^TestNewEpoch$ ;;
 	esac
 }
