@@ -235,11 +235,14 @@ func sameAddr(a, b string) bool {
 	return erra == nil && errb == nil && ha == hb && pa == pb
 }
 
-// dropReplaced removes dead voters whose address a voter has taken over since: the leader that promoted it may have died
-// before it came to that.
+// dropReplaced removes dead voters whose address another voter has: the leader that promoted that one may have died before it
+// came to the removal. An address alone says little between nodes that were voters both, which may have swapped theirs.
 func (d *memberDuty) dropReplaced(ctx context.Context) {
 	m := d.store.Membership()
 	for _, v := range m.Voters {
+		if p, leads := d.store.Progress(v); !leads || !p.Dead {
+			continue
+		}
 		i := slices.IndexFunc(m.Voters, func(id string) bool {
 			by, ok := d.gossip.Member(id)
 			return ok && d.displaced(v, by)

@@ -68,11 +68,20 @@ func newStanding(n *Node) *standing {
 	}
 }
 
-// now is the standing, and what there is to say about it.
+// now is the standing, and what there is to say about it. A member that a leader speaks to need not ask anybody.
 func (s *standing) now() (state, why string) {
+	if s.spokenTo() {
+		return standingMember, ""
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state, s.why
+}
+
+// spokenTo reports whether this node's log says that it is a member, and a leader does not contradict.
+func (s *standing) spokenTo() bool {
+	leader, _ := s.store.Leader()
+	return leader != "" && s.store.Membership().Has(s.self)
 }
 
 // outside reports that this node is no member, so that its state and its log say nothing about the mesh.
@@ -86,11 +95,12 @@ func (s *standing) run(ctx context.Context) {
 	tick := time.NewTicker(standEvery)
 	defer tick.Stop()
 	for {
-		changed := s.gossip.Changed()
+		changed, leads := s.gossip.Changed(), s.store.LeaderChanged()
 		s.lookAtLineages(ctx)
 		s.look(ctx)
 		select {
 		case <-changed:
+		case <-leads:
 		case <-tick.C:
 		case <-ctx.Done():
 			return

@@ -212,7 +212,7 @@ func mayBeLost(all []node.Survivor, best node.Survivor) string {
 
 // confirmRecovery asks for the word that says yes.
 func (r *run) confirmRecovery(s node.Survivor) error {
-	if err := r.printf("\nThe other voters must never be started again with their data directories. Type \"recover\" to make %s the only voter: ",
+	if err := r.printf("\nNo other voter may run now, nor ever be started again with its data directory. Type \"recover\" to make %s the only voter: ",
 		s.Node); err != nil {
 		return err
 	}
