@@ -45,6 +45,7 @@ type Net struct {
 	cuts    map[[2]string]time.Time // since when
 	down    map[string]bool         // hosts without power
 	ports   uint16
+	grain   time.Duration // arrivals happen at multiples of it; 0 = whenever
 	changed chan struct{} // closed when a link may have changed
 }
 
@@ -62,6 +63,21 @@ func (n *Net) SetLinks(link func(from, to string) Link) {
 	defer n.mu.Unlock()
 	n.link = link
 	n.wake()
+}
+
+// SetGrain lets everything arrive at multiples of d, so that much happens at the same instant, and in any order. It must be
+// called before anything is sent.
+func (n *Net) SetGrain(d time.Duration) { n.grain = d }
+
+// arrival is when what is sent now arrives.
+func (n *Net) arrival(delay time.Duration) time.Time {
+	at := time.Now().Add(delay)
+	if n.grain > 0 {
+		if early := at.Truncate(n.grain); early.Before(at) {
+			return early.Add(n.grain)
+		}
+	}
+	return at
 }
 
 // Cut cuts the direction from one host to another, or joins it again.
@@ -261,7 +277,7 @@ func (h *Host) Dial(ctx context.Context, addr string) (net.Conn, error) {
 		back, _, _ := h.net.state(ip, h.ip)
 		var answered <-chan time.Time
 		if !there.Cut && !back.Cut {
-			answered = time.After(there.Delay + back.Delay)
+			answered = time.After(time.Until(h.net.arrival(there.Delay + back.Delay)))
 			changed = nil
 		}
 		select {
@@ -323,7 +339,7 @@ func (c *packetConn) WriteTo(b []byte, addr net.Addr) (int, error) {
 		if l.Cut || n.chance(l.Loss) {
 			continue
 		}
-		time.AfterFunc(l.Delay+n.jitter(l.Jitter), func() {
+		time.AfterFunc(time.Until(n.arrival(l.Delay+n.jitter(l.Jitter))), func() {
 			if s := n.socket(to); s != nil {
 				select {
 				case s.packets <- p:

@@ -160,7 +160,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 			h.mu.Unlock()
 			return 0, c.opError("write", syscall.EPIPE)
 		case h.bytes < streamBuffer:
-			at := time.Now().Add(delay)
+			at := c.net.arrival(delay)
 			if at.Before(h.last) {
 				at = h.last
 			}
