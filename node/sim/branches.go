@@ -99,6 +99,7 @@ var expected = map[string][]string{
 	"a reader joined a running fill":      {"fill_joins_total"},
 	"P(key) noted":                        {"cache_revisions_noted_total"},
 	"an entry evicted":                    {"cache_evictions_total"},
+	"a new epoch":                         {"epoch begun"},
 	"an epoch adopted":                    {"epochs_adopted_total"},
 	"served while revalidating":           {"stale_served_total why=while-revalidating"},
 	"stale-if-error":                      {"stale_served_total why=if-error"},
@@ -130,16 +131,8 @@ var expected = map[string][]string{
 func (b *branches) missing() (out []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for what, prefixes := range expected {
-		n := 0.0
-		for name, count := range b.n {
-			for _, p := range prefixes {
-				if strings.HasPrefix(name, p) {
-					n += count
-				}
-			}
-		}
-		if n == 0 {
+	for what := range expected {
+		if b.taken(what) == 0 {
 			out = append(out, what)
 		}
 	}
@@ -147,7 +140,17 @@ func (b *branches) missing() (out []string) {
 	return out
 }
 
-// print lists all counters that are not zero.
+// taken is how often an expected branch was taken. The caller holds mu.
+func (b *branches) taken(what string) (n float64) {
+	for name, count := range b.n {
+		if slices.ContainsFunc(expected[what], func(p string) bool { return strings.HasPrefix(name, p) }) {
+			n += count
+		}
+	}
+	return n
+}
+
+// print lists all counters that are not zero, and then how often each expected branch was taken.
 func (b *branches) print(w io.Writer) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -155,5 +158,9 @@ func (b *branches) print(w io.Writer) {
 		if b.n[k] > 0 {
 			_, _ = fmt.Fprintf(w, "%10.0f  %s\n", b.n[k], k)
 		}
+	}
+	_, _ = fmt.Fprintln(w)
+	for _, what := range slices.Sorted(maps.Keys(expected)) {
+		_, _ = fmt.Fprintf(w, "%10.0f  %s\n", b.taken(what), what)
 	}
 }

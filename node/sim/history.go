@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"sync"
@@ -11,36 +12,53 @@ import (
 )
 
 // history is what clients did and saw, from outside. All times are of the bubble, which every client shares, whatever the
-// nodes' own clocks say. Values are unique, so a value tells which write made it.
+// nodes' own clocks say. Values are unique, so a value tells which write made it. Revisions go on counting when an epoch
+// begins, so they alone put everything in order.
 type history struct {
 	mu       sync.Mutex // guards all below; held for memory operations only
 	keys     map[string]*keyHistory
-	written  map[string]write // by value
+	written  map[string]string // key by value
 	shown    map[nodeKey][]shown
-	strong   kv.Bookmark // the newest state that a finished strong read, or an acknowledged write, has shown
-	strongAt []strongMark
+	hits     map[nodeKey][]moment // ascending in both, of one epoch: what hits were current at
+	existed  []moment             // ascending in both: what certainly had been committed by when
 	violated []string
+	dropped  int
 }
 
 type nodeKey struct{ node, key string }
 
-// write is one value that a client sent.
-type write struct {
-	key, value string
-}
-
 type keyHistory struct {
-	acked   []acked // by acknowledgement time
-	unknown int     // deletes of unknown outcome, those under way included
+	acked   []acked   // ascending by revision
+	reads   []reading // of late, in the order of done, for writes whose acknowledgement comes after them
+	unknown int       // deletes of unknown outcome, those under way included
 }
 
-// acked is an acknowledged write. rev is where it stands in the history of its epoch; a delete that changed nothing has
-// none.
+// acked is an acknowledged write. rev is where it stands in the history; a delete that changed nothing has none.
 type acked struct {
-	at    time.Time
+	at    time.Time // by then it had been committed
 	epoch kv.Epoch
 	rev   kv.Revision
 	value string // "" = deleted
+}
+
+// demand is what a reader wants.
+type demand struct {
+	api.Consistency
+	ttl time.Duration // cache_ttl
+}
+
+// reading is one finished answer.
+type reading struct {
+	node, key   string
+	start, done time.Time
+	asked       demand
+	tier        string
+	epoch       kv.Epoch
+	rev, asOf   kv.Revision // rev 0 = absent
+	absent      bool
+	certain     bool // no delete was under way or of unknown outcome
+	bound       time.Duration
+	value       string
 }
 
 // shown is what one finished answer of a node showed of a key.
@@ -52,14 +70,25 @@ type shown struct {
 	absent bool
 }
 
-// strongMark says that everything up to mark had been shown or acknowledged when done.
-type strongMark struct {
-	done time.Time
-	mark kv.Bookmark
+// moment says that everything up to rev had been committed by done: it was acknowledged, or an answer knew of it.
+type moment struct {
+	done  time.Time
+	epoch kv.Epoch
+	rev   kv.Revision
 }
 
+const (
+	// maxViolations are kept; when more is wrong, the first ones tell.
+	maxViolations = 50
+	// recent is longer than any operation takes.
+	recent = 3 * opTimeout
+)
+
 func newHistory() *history {
-	return &history{keys: make(map[string]*keyHistory), written: make(map[string]write), shown: make(map[nodeKey][]shown)}
+	return &history{
+		keys: make(map[string]*keyHistory), written: make(map[string]string), shown: make(map[nodeKey][]shown),
+		hits: make(map[nodeKey][]moment),
+	}
 }
 
 func (h *history) key(k string) *keyHistory {
@@ -77,150 +106,217 @@ func (h *history) sending(key, value string) {
 		h.key(key).unknown++
 		return
 	}
-	h.written[value] = write{key: key, value: value}
+	h.written[value] = key
 }
 
-// wrote notes the outcome of a write.
+// wrote notes the outcome of a write, and looks again at what was read while it was under way.
 func (h *history) wrote(node, key, value string, res api.WriteResult, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	now := time.Now()
 	if err != nil { // a delete may still land
 		return
 	}
+	now := time.Now()
+	kh := h.key(key)
 	if value == "" {
-		h.key(key).unknown--
+		kh.unknown--
 	}
-	if res.Revision > 0 {
-		h.key(key).acked = append(h.key(key).acked, acked{now, res.Epoch, res.Revision, value})
+	h.exists(moment{now, res.Epoch, max(res.Revision, res.AsOf)})
+	h.show(nodeKey{node, key}, shown{now, res.Epoch, res.Revision, res.AsOf, value == ""})
+	if res.Revision == 0 {
+		return
 	}
-	h.shown[nodeKey{node, key}] = append(h.shown[nodeKey{node, key}], shown{now, res.Epoch, res.Revision, res.AsOf, value == ""})
-	h.strongAt = append(h.strongAt, strongMark{now, kv.Bookmark{Epoch: res.Epoch, Revision: max(res.Revision, res.AsOf)}})
+	a := acked{h.since(res.Revision), res.Epoch, res.Revision, value}
+	kh.acked = slices.Insert(kh.acked, kh.from(a.rev), a)
+	old, _ := slices.BinarySearchFunc(kh.reads, now.Add(-recent), func(r reading, t time.Time) int { return r.done.Compare(t) })
+	kh.reads = kh.reads[old:] // append moves the rest when it needs room, so what was cut off does not stay
+	for i := range kh.reads {
+		h.compare(&kh.reads[i], a)
+		h.absence(kh, &kh.reads[i])
+	}
+}
+
+// from is where the acknowledged writes of a revision and later ones begin.
+func (kh *keyHistory) from(rev kv.Revision) int {
+	i, _ := slices.BinarySearchFunc(kh.acked, rev, func(a acked, rev kv.Revision) int { return cmp.Compare(a.rev, rev) })
+	return i
+}
+
+// hit holds a hit against earlier ones: what is held unmarked is current at W, and W never goes back within an epoch.
+func (h *history) hit(nk nodeKey, r *reading) {
+	list := h.hits[nk]
+	if n := len(list); n > 0 && list[n-1].epoch != r.epoch {
+		list = nil
+	}
+	if m, ok := before(list, r.start); ok && r.asOf < m.rev {
+		h.fail("I5", r, "as of %d, after a hit as of %d here %v before", r.asOf, m.rev, r.start.Sub(m.done))
+	}
+	if n := len(list); n > 0 && r.done.Sub(list[0].done) > 2*recent {
+		list = slices.Clone(list[n/2:])
+	}
+	h.hits[nk] = later(list, moment{r.done, r.epoch, r.asOf})
+}
+
+// exists notes that everything up to a revision has been committed by now.
+func (h *history) exists(m moment) { h.existed = later(h.existed, m) }
+
+// later adds a moment at which more was known.
+func later(list []moment, m moment) []moment {
+	if n := len(list); n == 0 || m.rev > list[n-1].rev {
+		list = append(list, m)
+	}
+	return list
+}
+
+// since is the earliest moment by which a revision is known to have been committed.
+func (h *history) since(rev kv.Revision) time.Time {
+	i, _ := slices.BinarySearchFunc(h.existed, rev, func(m moment, rev kv.Revision) int { return cmp.Compare(m.rev, rev) })
+	return h.existed[i].done
+}
+
+// before is what was known before a moment.
+func before(list []moment, t time.Time) (m moment, ok bool) {
+	i, _ := slices.BinarySearchFunc(list, t, func(m moment, t time.Time) int { return m.done.Compare(t) })
+	if i == 0 {
+		return m, false
+	}
+	return list[i-1], true
+}
+
+func (h *history) fail(kind string, r *reading, format string, args ...any) {
+	h.violate(fmt.Sprintf("%s: %s of %s at %s (started %s, %+v): %s", kind, r.tier, r.key, r.node,
+		r.start.Format("04:05.000000"), r.asked, fmt.Sprintf(format, args...)))
+}
+
+func (h *history) violate(text string) {
+	if len(h.violated) == maxViolations {
+		h.dropped++
+		return
+	}
+	h.violated = append(h.violated, text)
 }
 
 // read checks one answer, and notes it.
-func (h *history) read(node, key string, start time.Time, k api.Consistency, v *api.Value, value string) {
+func (h *history) read(node, key string, start time.Time, asked demand, v *api.Value, value string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	now := time.Now()
-	fail := func(kind, format string, args ...any) {
-		h.violated = append(h.violated, fmt.Sprintf("%s: %s of %s at %s (started %s, %+v): %s", kind, tierOf(v), key, node,
-			start.Format("05.000000"), k, fmt.Sprintf(format, args...)))
-	}
-	if !v.Absent {
-		if w, ok := h.written[value]; !ok || w.key != key {
-			fail("wrong", "the value %q was never written to this key", value)
-		}
-	}
 	kh := h.key(key)
-	for _, a := range kh.acked {
-		if a.epoch != v.Epoch {
-			if a.epoch.Compare(v.Epoch) > 0 && v.Staleness >= 0 && a.at.Before(start.Add(-v.Staleness)) {
-				fail("bound", "revision %d of the next epoch was acknowledged %v before the start, the bound is %v",
-					a.rev, start.Sub(a.at), v.Staleness)
-			}
-			continue
-		}
-		switch {
-		case a.rev == v.Revision && a.value != value:
-			fail("wrong", "revision %d was acknowledged as %q, served as %q", a.rev, a.value, value)
-		case !v.Absent && a.rev > v.Revision && a.rev <= v.AsOf:
-			fail("I1", "revision %d claims to be current at %d, but %d was acknowledged", v.Revision, v.AsOf, a.rev)
-		case a.rev > v.AsOf && v.Staleness >= 0 && a.at.Before(start.Add(-v.Staleness)):
-			fail("bound", "revision %d was acknowledged %v before the start, the answer is as of %d and its bound %v",
-				a.rev, start.Sub(a.at), v.AsOf, v.Staleness)
-		}
+	r := reading{
+		node: node, key: key, start: start, done: time.Now(), asked: asked, tier: tierOf(v), epoch: v.Epoch, rev: v.Revision,
+		asOf: v.AsOf, absent: v.Absent, certain: kh.unknown == 0, bound: v.Staleness, value: value,
 	}
-	if v.Absent && kh.unknown == 0 {
-		if last, ok := lastAt(kh.acked, v.Epoch, v.AsOf); ok && last.value != "" {
-			fail("I1", "absent as of %d, but revision %d has %q and nobody deleted it", v.AsOf, last.rev, last.value)
-		}
+	if v.Absent {
+		r.rev = 0
+	} else if h.written[value] != key {
+		h.fail("wrong", &r, "the value %q was never written to this key", value)
 	}
-	if k.Bounded && (v.Staleness < 0 || v.Staleness > k.MaxStaleness) {
-		fail("limit", "the bound is %v", v.Staleness)
+	for _, a := range kh.acked[kh.from(r.rev):] {
+		h.compare(&r, a)
 	}
-	if b := k.Bookmark; b.Revision > 0 && (v.Epoch.Compare(b.Epoch) < 0 || (v.Epoch == b.Epoch && v.AsOf < b.Revision)) {
-		fail("bookmark", "the answer is as of %s.%d", v.Epoch, v.AsOf)
-	}
-	if k.Strong {
-		for _, m := range h.strongAt {
-			if m.done.Before(start) && (v.Epoch.Compare(m.mark.Epoch) < 0 || (v.Epoch == m.mark.Epoch && v.AsOf < m.mark.Revision)) {
-				fail("linearizable", "as of %d, but %d had been shown or acknowledged %v before", v.AsOf, m.mark.Revision, start.Sub(m.done))
-				break
-			}
-		}
-		h.strongAt = append(h.strongAt, strongMark{now, kv.Bookmark{Epoch: v.Epoch, Revision: v.AsOf}})
-	}
+	h.absence(kh, &r)
+	h.asked(&r)
 	nk := nodeKey{node, key}
 	for _, s := range h.shown[nk] {
-		if s.done.Before(start) && v.Staleness >= 0 && older(v, s) {
-			fail("monotonic", "revision %d as of %d, after revision %d as of %d was shown here %v before", v.Revision, v.AsOf, s.rev, s.asOf, start.Sub(s.done))
+		if s.done.Before(start) && r.bound >= 0 && older(&r, s) {
+			h.fail("monotonic", &r, "revision %d as of %s.%d, after revision %d as of %s.%d was shown here %v before",
+				r.rev, r.epoch, r.asOf, s.rev, s.epoch, s.asOf, start.Sub(s.done))
 			break
 		}
 	}
-	if v.Staleness >= 0 {
-		h.shown[nk] = append(h.shown[nk], shown{now, v.Epoch, v.Revision, v.AsOf, v.Absent})
+	if v.Tier == api.TierHit {
+		h.hit(nk, &r)
 	}
-	h.trim(nk, now)
+	h.exists(moment{r.done, r.epoch, max(r.rev, r.asOf)})
+	if r.bound >= 0 {
+		h.show(nk, shown{r.done, r.epoch, r.rev, r.asOf, r.absent})
+	}
+	kh.reads = append(kh.reads, r)
 }
 
-// older reports whether v certainly shows an older state than s.
-func older(v *api.Value, s shown) bool {
-	if c := v.Epoch.Compare(s.epoch); c != 0 {
-		return c < 0
+// compare holds an answer against one acknowledged write of its key.
+func (h *history) compare(r *reading, a acked) {
+	switch {
+	case a.rev == r.rev && a.value != r.value:
+		h.fail("wrong", r, "revision %d was acknowledged as %q, served as %q", a.rev, a.value, r.value)
+	case !r.absent && a.rev > r.rev && a.rev <= r.asOf:
+		h.fail("I1", r, "revision %d claims to be current at %d, but %d was acknowledged", r.rev, r.asOf, a.rev)
+	case a.rev > r.asOf && r.bound >= 0 && a.at.Before(r.start.Add(-r.bound)):
+		h.fail("bound", r, "revision %d existed %v before the start, the answer is as of %d and its bound %v",
+			a.rev, r.start.Sub(a.at), r.asOf, r.bound)
+	}
+}
+
+// absence holds an absence against the newest acknowledged write that it claims to know.
+func (h *history) absence(kh *keyHistory, r *reading) {
+	if !r.absent || !r.certain {
+		return
+	}
+	i := kh.from(r.asOf + 1)
+	if i > 0 && kh.acked[i-1].value != "" {
+		last := kh.acked[i-1]
+		h.fail("I1", r, "absent as of %d, but revision %d has %q and nobody deleted it", r.asOf, last.rev, last.value)
+		r.certain = false // said once
+	}
+}
+
+// asked holds an answer against what the reader demanded.
+func (h *history) asked(r *reading) {
+	const swr = time.Second // may be added to cache_ttl while somebody fetches the newest state
+	if r.asked.Bounded && (r.bound < 0 || r.bound > r.asked.MaxStaleness) ||
+		r.tier == string(api.TierHit) && r.bound > r.asked.ttl || r.tier == string(api.TierStale) && r.bound > r.asked.ttl+swr {
+		h.fail("limit", r, "the bound is %v", r.bound)
+	}
+	if b := r.asked.Bookmark; b.Revision > 0 && (r.epoch.Compare(b.Epoch) < 0 || r.asOf < b.Revision) {
+		h.fail("bookmark", r, "the answer is as of %s.%d", r.epoch, r.asOf)
+	}
+	if !r.asked.Strong {
+		return
+	}
+	if m, ok := before(h.existed, r.start); ok && (r.epoch.Compare(m.epoch) < 0 || r.asOf < m.rev) {
+		h.fail("linearizable", r, "as of %s.%d, but %s.%d had been shown or acknowledged %v before",
+			r.epoch, r.asOf, m.epoch, m.rev, r.start.Sub(m.done))
+	}
+}
+
+// older reports whether r certainly shows an older state than s.
+func older(r *reading, s shown) bool {
+	if r.epoch.Compare(s.epoch) < 0 {
+		return true
 	}
 	switch {
-	case !v.Absent && !s.absent:
-		return v.Revision < s.rev
-	case v.Absent && !s.absent:
-		return v.AsOf < s.rev
-	case !v.Absent: // absent at s.asOf, a value since before it
-		return v.Revision <= s.asOf
+	case !r.absent && !s.absent:
+		return r.rev < s.rev
+	case r.absent && !s.absent:
+		return r.asOf < s.rev
+	case !r.absent: // absent at s.asOf, a value since before it
+		return r.rev <= s.asOf
 	}
 	return false
 }
 
-// lastAt is the newest acknowledged write at or below a revision.
-func lastAt(list []acked, epoch kv.Epoch, rev kv.Revision) (best acked, ok bool) {
-	for _, a := range list {
-		if a.epoch == epoch && a.rev <= rev && (!ok || a.rev > best.rev) {
-			best, ok = a, true
+// show notes what was shown, when that is news: of two answers that show the same, the earlier one demands more. Of
+// everything that was done long before any read that can still be under way, only the newest counts.
+func (h *history) show(nk nodeKey, s shown) {
+	list := h.shown[nk]
+	for i := len(list) - 1; i >= 0; i-- {
+		if x := list[i]; x.epoch == s.epoch && x.absent == s.absent && x.rev >= s.rev && (!s.absent || x.asOf >= s.asOf) {
+			return
 		}
 	}
-	return best, ok
-}
-
-// trim keeps the lists short: of everything that was done long before any read that can still be under way, only the
-// newest counts.
-func (h *history) trim(nk nodeKey, now time.Time) {
-	const longAgo = 30 * time.Second
-	if list := h.shown[nk]; len(list) > 200 {
-		var newest *shown
-		rest := list[:0:0]
-		for i, s := range list {
-			if now.Sub(s.done) < longAgo {
-				rest = append(rest, s)
-				continue
-			}
-			if newest == nil || older(&api.Value{Epoch: newest.epoch, Revision: newest.rev, AsOf: newest.asOf, Absent: newest.absent}, s) {
-				newest = &list[i]
+	past := 0
+	for past < len(list) && s.done.Sub(list[past].done) > recent {
+		past++
+	}
+	if past > 1 {
+		newest := list[0]
+		for _, x := range list[1:past] {
+			if older(&reading{epoch: newest.epoch, rev: newest.rev, asOf: newest.asOf, absent: newest.absent}, x) {
+				newest = x
 			}
 		}
-		if newest != nil {
-			rest = append(rest, *newest)
-		}
-		h.shown[nk] = rest
+		list = append([]shown{newest}, list[past:]...)
 	}
-	if len(h.strongAt) > 400 {
-		h.strongAt = slices.DeleteFunc(h.strongAt, func(m strongMark) bool {
-			return now.Sub(m.done) > longAgo && less(m.mark, h.strong)
-		})
-	}
-	for _, m := range h.strongAt {
-		if now.Sub(m.done) > longAgo && less(h.strong, m.mark) {
-			h.strong = m.mark
-		}
-	}
+	h.shown[nk] = append(list, s)
 }
 
 func less(a, b kv.Bookmark) bool {
@@ -241,11 +337,21 @@ func tierOf(v *api.Value) string {
 func (h *history) note(text string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.violated = append(h.violated, text)
+	h.violate(text)
+}
+
+func (h *history) broken() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.violated) > 0
 }
 
 func (h *history) violations() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.Clone(h.violated)
+	out := slices.Clone(h.violated)
+	if h.dropped > 0 {
+		out = append(out, fmt.Sprintf("and %d more", h.dropped))
+	}
+	return out
 }

@@ -71,7 +71,7 @@ func (w *world) get(ctx context.Context, m *machine, ns kv.Namespace, key string
 	start := time.Now()
 	v, value, err := get(ctx, m.running(), ns, key, ttl, k)
 	if err == nil {
-		w.history.read(m.name, key, start, k, v, value)
+		w.history.read(m.name, key, start, demand{k, ttl}, v, value)
 	}
 	return v, value, err
 }

@@ -265,7 +265,7 @@ func TestHotKeyNeverStalls(t *testing.T) {
 					t.Fatal(err)
 				}
 				if tick%10 == 5 { // the full check is dear
-					s.history.read(m.name, "hot", time.Now(), api.Consistency{}, v, value)
+					s.history.read(m.name, "hot", time.Now(), demand{ttl: time.Minute}, v, value)
 				}
 				n, err := strconv.Atoi(value)
 				if err != nil || n < len(visible[m])-1 {

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"time"
 
@@ -27,8 +26,7 @@ func (c *client) plan(key string) []planned {
 		}
 		p := planned{key: keyName(i)}
 		if c.rng.IntN(5) > 0 {
-			c.seq++
-			p.value = fmt.Sprintf("%d.%d", c.id, c.seq)
+			p.value = c.next()
 			if c.rng.IntN(40) == 0 {
 				p.value += strings.Repeat("-", kv.MaxInlineValueBytes+c.rng.IntN(1000))
 			}
@@ -75,7 +73,7 @@ func (c *client) transact(ctx context.Context, m *machine, n *node.Node, key str
 	switch {
 	case err != nil:
 		for _, p := range plan {
-			c.wrote(m, p.key, p.value, api.WriteResult{}, err)
+			c.wrote(ctx, m, n, p.key, p.value, api.WriteResult{}, err)
 		}
 	case len(res.Conflicts) > 0:
 		c.w.branches.add("txn refused", 1)
@@ -86,7 +84,7 @@ func (c *client) transact(ctx context.Context, m *machine, n *node.Node, key str
 	default:
 		c.w.branches.add("txn carried out", 1)
 		for i, p := range plan {
-			c.wrote(m, p.key, p.value, res.Writes[i], nil)
+			c.wrote(ctx, m, n, p.key, p.value, res.Writes[i], nil)
 		}
 	}
 }
@@ -115,7 +113,7 @@ func (c *client) bulk(ctx context.Context, m *machine, n *node.Node, key string)
 		if err != nil {
 			outcomes[i].err = err
 		}
-		c.wrote(m, p.key, p.value, outcomes[i].res, outcomes[i].err)
+		c.wrote(ctx, m, n, p.key, p.value, outcomes[i].res, outcomes[i].err)
 	}
 }
 
@@ -138,6 +136,6 @@ func (h *history) met(node, key string, res *api.TxnResult) {
 	now := time.Now()
 	s := shown{done: now, epoch: res.Epoch, rev: res.Conflicts[0].Revision, asOf: res.AsOf}
 	s.absent = s.rev == 0
-	h.shown[nodeKey{node, key}] = append(h.shown[nodeKey{node, key}], s)
-	h.strongAt = append(h.strongAt, strongMark{now, kv.Bookmark{Epoch: res.Epoch, Revision: s.rev}})
+	h.exists(moment{now, s.epoch, max(s.rev, s.asOf)})
+	h.show(nodeKey{node, key}, s)
 }

@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -53,6 +54,8 @@ type machine struct {
 	opts               node.Options
 	clock              *machineClock
 
+	gate *feedGate // nil = its feeds cannot be cut
+
 	mu   sync.Mutex // guards node
 	node *node.Node // nil while the machine is down
 }
@@ -73,13 +76,25 @@ type machineClock struct {
 	wall  time.Duration // how far the wall clock is off
 }
 
+// Mono reads the monotonic clock. Now and then the reader loses its processor, for as long as others have something to do
+// at this instant: clocks are read in the middle of things.
 func (c *machineClock) Mono() time.Duration {
+	if rand.IntN(8) == 0 {
+		yield(32)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.still.IsZero() {
 		return c.still.Sub(c.start) - c.slept
 	}
 	return time.Since(c.start) - c.slept
+}
+
+// yield lets others go first, up to n times: what happens at one instant of the bubble happens in any order.
+func yield(n int) {
+	for range rand.IntN(n) {
+		runtime.Gosched()
+	}
 }
 
 func (c *machineClock) Wall() time.Time {
@@ -122,19 +137,23 @@ type world struct {
 	dir      string
 	net      *simnet.Net
 	machines []*machine
+	regions  map[string]string // by IP
 	history  *history
 	key      certs.MeshKey
 	log      *slog.Logger
 	fatal    func(error)
 	branches *branches
 	clients  sync.WaitGroup
+	weather  weather
+	enough   func() bool // nothing is gained by going on
 }
 
 // newWorld lays out the machines; nothing runs yet.
 func newWorld(sh shape, seed uint64, dir string, logTo io.Writer, fatal func(error)) *world {
 	w := &world{
 		shape: sh, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x776f726c64)), dir: dir, history: newHistory(), key: certs.NewMeshKey(),
-		log: slog.New(slog.DiscardHandler), fatal: fatal, branches: newBranches(),
+		regions: make(map[string]string),
+		log:     slog.New(slog.DiscardHandler), fatal: fatal, branches: newBranches(), enough: func() bool { return false },
 	}
 	if logTo != nil {
 		w.log = slog.New(slog.NewTextHandler(logTo, &slog.HandlerOptions{Level: slog.LevelInfo}))
@@ -151,6 +170,7 @@ func newWorld(sh shape, seed uint64, dir string, logTo io.Writer, fatal func(err
 	for _, region := range sh.learners {
 		w.add(certs.RoleLearner, region, region+"-learner")
 	}
+	w.weather.clear()
 	w.net = simnet.New(seed, w.link)
 	for _, m := range w.machines {
 		w.plug(m)
@@ -196,12 +216,16 @@ func (w *world) add(role, region, name string) *machine {
 		w.shape.tune(&m.opts)
 	}
 	w.machines = append(w.machines, m)
+	w.regions[ip] = region
 	return m
 }
 
-// link is what the network is like when nothing is broken.
-func (w *world) link(from, to string) simnet.Link {
-	a, b := w.regionOf(from), w.regionOf(to)
+// link is what the network is like, but for what is cut.
+func (w *world) link(from, to string) simnet.Link { return w.weather.on(w.calm(from, to), from, to) }
+
+// calm is what the network is like when nothing is broken.
+func (w *world) calm(from, to string) simnet.Link {
+	a, b := w.regions[from], w.regions[to]
 	if a == b {
 		return simnet.Link{Delay: 200 * time.Microsecond, Jitter: 100 * time.Microsecond, Loss: 0.001}
 	}
@@ -210,15 +234,6 @@ func (w *world) link(from, to string) simnet.Link {
 		d = oneWay[[2]string{b, a}]
 	}
 	return simnet.Link{Delay: d, Jitter: d / 4, Loss: 0.005, Duplicate: 0.01}
-}
-
-func (w *world) regionOf(ip string) string {
-	for _, m := range w.machines {
-		if m.ip == ip {
-			return m.region
-		}
-	}
-	return ""
 }
 
 // start boots a machine.
