@@ -3,8 +3,9 @@
 #
 #   scripts/sim.sh [--minutes M] [--seed FIRST] [--race] [--log] [SEEDS]
 #
-# SEEDS seeds (default 30) of M virtual minutes of faults each (default 5). It fails on a broken promise, and, with ten
-# seeds or more, when a branch of the protocol was never taken. A failing seed is printed; --seed N 1 replays it alone.
+# SEEDS seeds (default 30) of M virtual minutes of faults each (default 5), as many at once as there are processors. It
+# fails on a broken promise, and, with ten seeds or more, when a branch of the protocol was never taken. A failing seed is
+# printed; --seed N 1 replays it alone.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
@@ -22,5 +23,5 @@ while (($#)); do
 done
 all=()
 ((seeds < 10)) || all=(-sim.all)
-exec go test -count=1 -timeout=60m "${race[@]}" ./node/sim -run '^TestSim$' -v \
+exec go test -count=1 -cpu=1 -timeout="$((10 + 10 * seeds))m" "${race[@]}" ./node/sim -run '^TestSim$' -v \
 	-args -sim.seeds="$seeds" -sim.seed="$first" -sim.minutes="$minutes" "${all[@]}" "${log[@]}"
