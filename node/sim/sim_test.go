@@ -31,7 +31,7 @@ var bubbleTime = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 const (
 	// seedTimeout bounds one seed on the real clock. It takes about 15 s on an idle machine, ten times that with the race
 	// detector.
-	seedTimeout = 10 * time.Minute
+	seedTimeout = dear * 10 * time.Minute
 	// maxReport bounds what is shown of a seed that failed. What was broken first stands first.
 	maxReport = 64 << 10
 )
@@ -84,15 +84,19 @@ func spawn(t *testing.T, seed uint64, sum *branches) {
 		fmt.Sprint("-sim.log=", *verbose), "-sim.counts="+file)
 	// A mesh is small and makes much garbage, and many handshakes.
 	cmd.Env = append(os.Environ(), "GOGC=400", "GODEBUG=tlsmlkem=0")
+	began, verdict := time.Now(), "ok"
 	out, err := cmd.CombinedOutput()
 	if *verbose {
 		_, _ = os.Stdout.Write(out)
 	}
 	if err != nil {
-		if len(out) > maxReport {
+		if verdict = "FAILED"; len(out) > maxReport {
 			out = append(out[:maxReport:maxReport], "\n..."...)
 		}
 		t.Errorf("%v; replay it with: scripts/sim.sh --seed %d 1\n%s", err, seed, out)
+	}
+	if testing.Verbose() { // at once, because what a test logs is shown when all seeds are over
+		_, _ = fmt.Printf("seed %d: %s, %v\n", seed, verdict, time.Since(began).Round(time.Second))
 	}
 	sum.load(t, file)
 }
