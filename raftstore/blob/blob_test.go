@@ -16,6 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"kvmesh/raftstore/kv"
 )
 
@@ -317,7 +319,7 @@ func TestWalk(t *testing.T) {
 	start := time.Now()
 	want := map[kv.BlobID]kv.NamespaceID{}
 	spaces := []kv.NamespaceID{kv.NewNamespaceID(), kv.NewNamespaceID()}
-	for i := range walkBatch + 10 { // more than one piece
+	for i := range 266 {
 		id, ns := kv.NewBlobID(), spaces[i%50/49]
 		commit(t, s, ns, id, "xyz")
 		want[id] = ns
@@ -359,9 +361,49 @@ func TestWalk(t *testing.T) {
 	}
 }
 
+// disk is the real one, with a hand on what is created and on the fsyncs of directories.
+type disk struct {
+	vfs.FS
+	create  func(vfs.File) (vfs.File, error)
+	syncDir func(dir string) error
+}
+
+func openOn(t *testing.T, dir string) (*Store, *disk) {
+	t.Helper()
+	d := &disk{FS: vfs.Default}
+	s, err := OpenFS(d, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, d
+}
+
+func (d *disk) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := d.FS.Create(name, c)
+	if d.create == nil || err != nil {
+		return f, err
+	}
+	return d.create(f)
+}
+
+func (d *disk) OpenDir(name string) (vfs.File, error) {
+	f, err := d.FS.OpenDir(name)
+	if d.syncDir == nil || err != nil {
+		return f, err
+	}
+	return syncHook{f, func() error { return d.syncDir(name) }}, nil
+}
+
+type syncHook struct {
+	vfs.File
+	hook func() error
+}
+
+func (f syncHook) Sync() error { return errors.Join(f.hook(), f.File.Sync()) }
+
 // brokenFile is a real unfinished file on a disk that fails in one way.
 type brokenFile struct {
-	file
+	vfs.File
 	room      int // bytes that still fit; then writing goes to /dev/full
 	full      *os.File
 	syncErr   error
@@ -372,16 +414,16 @@ type brokenFile struct {
 func (f *brokenFile) Write(p []byte) (int, error) {
 	if f.full == nil || len(p) <= f.room {
 		f.room -= len(p)
-		return f.file.Write(p)
+		return f.File.Write(p)
 	}
 	return f.full.Write(p)
 }
 
-func (f *brokenFile) Sync() error { return errors.Join(f.file.Sync(), f.syncErr) }
+func (f *brokenFile) Sync() error { return errors.Join(f.File.Sync(), f.syncErr) }
 
 func (f *brokenFile) Close() error {
 	*f.wasClosed = true
-	return errors.Join(f.file.Close(), f.closeErr)
+	return errors.Join(f.File.Close(), f.closeErr)
 }
 
 func TestBrokenDisk(t *testing.T) {
@@ -391,11 +433,12 @@ func TestBrokenDisk(t *testing.T) {
 	}
 	defer full.Close()
 	cases := map[string]struct {
-		disk brokenFile
+		file brokenFile
 		want error
 	}{
 		"full at the first byte": {brokenFile{full: full}, syscall.ENOSPC},
 		"full later":             {brokenFile{full: full, room: 3000}, syscall.ENOSPC},
+		"full at the checksums":  {brokenFile{full: full, room: 5000}, syscall.ENOSPC},
 		"full at fsync":          {brokenFile{syncErr: syscall.ENOSPC}, syscall.ENOSPC},
 		"quota at fsync":         {brokenFile{syncErr: syscall.EDQUOT}, syscall.ENOSPC},
 		"I/O error at fsync":     {brokenFile{syncErr: syscall.EIO}, syscall.EIO},
@@ -404,11 +447,11 @@ func TestBrokenDisk(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			dir, closed := t.TempDir(), false
-			s, ns, id := open(t, dir), kv.NewNamespaceID(), kv.NewBlobID()
-			s.create = func(path string) (file, error) {
-				f, err := createFile(path)
-				c.disk.file, c.disk.wasClosed = f, &closed
-				return &c.disk, err
+			ns, id := kv.NewNamespaceID(), kv.NewBlobID()
+			s, d := openOn(t, dir)
+			d.create = func(f vfs.File) (vfs.File, error) {
+				c.file.File, c.file.wasClosed = f, &closed
+				return &c.file, nil
 			}
 			w, err := s.Create(ns, id)
 			if err != nil {
@@ -421,8 +464,8 @@ func TestBrokenDisk(t *testing.T) {
 			if !errors.Is(err, c.want) {
 				t.Errorf("error %v, want %v", err, c.want)
 			}
-			if !closed || has(t, s, ns, id) {
-				t.Errorf("file closed: %t, blob visible: %t", closed, has(t, s, ns, id))
+			if !closed || has(t, s, ns, id) || s.Writing(ns, id) {
+				t.Errorf("file closed: %t, blob visible: %t, still being written: %t", closed, has(t, s, ns, id), s.Writing(ns, id))
 			}
 			wantFiles(t, dir, 0)
 			// The error stays: nothing written after it can be taken for a whole blob.
@@ -438,8 +481,10 @@ func TestBrokenDisk(t *testing.T) {
 		})
 	}
 
-	s := open(t, t.TempDir())
-	s.create = func(string) (file, error) { return nil, &fs.PathError{Op: "open", Path: "x", Err: syscall.ENOSPC} }
+	s, d := openOn(t, t.TempDir())
+	d.create = func(f vfs.File) (vfs.File, error) {
+		return nil, errors.Join(&fs.PathError{Op: "open", Path: "x", Err: syscall.ENOSPC}, f.Close())
+	}
 	if _, err := s.Create(kv.NewNamespaceID(), kv.NewBlobID()); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("Create on a full disk: error %v", err)
 	}
@@ -447,16 +492,17 @@ func TestBrokenDisk(t *testing.T) {
 
 // Commit fsyncs before it renames: at the moment of the fsync the blob must not be visible.
 func TestFsyncComesBeforeVisibility(t *testing.T) {
-	s, ns, id := open(t, t.TempDir()), kv.NewNamespaceID(), kv.NewBlobID()
+	ns, id := kv.NewNamespaceID(), kv.NewBlobID()
+	s, d := openOn(t, t.TempDir())
 	synced := false
-	s.create = func(path string) (file, error) {
-		f, err := createFile(path)
-		return syncHook{f, func() {
+	d.create = func(f vfs.File) (vfs.File, error) {
+		return syncHook{f, func() error {
 			synced = true
 			if has(t, s, ns, id) {
 				t.Error("visible before its bytes are on disk")
 			}
-		}}, err
+			return nil
+		}}, nil
 	}
 	commit(t, s, ns, id, "content")
 	if !synced {
@@ -464,26 +510,20 @@ func TestFsyncComesBeforeVisibility(t *testing.T) {
 	}
 }
 
-type syncHook struct {
-	file
-	hook func()
-}
-
-func (f syncHook) Sync() error { f.hook(); return f.file.Sync() }
-
 // A rename that was not followed by an fsync of its directory promises nothing: neither to the writer, nor to the next one
 // that finds the file.
 func TestPromisesWaitForTheDirectory(t *testing.T) {
 	dir := t.TempDir()
-	s, ns, id := open(t, dir), kv.NewNamespaceID(), kv.NewBlobID()
+	ns, id := kv.NewNamespaceID(), kv.NewBlobID()
+	s, d := openOn(t, dir)
 	var synced []string
 	broken := true
-	s.syncDir = func(path string) error {
+	d.syncDir = func(path string) error {
 		synced = append(synced, path)
 		if broken && path == s.nsPath(ns) {
 			return syscall.EIO
 		}
-		return syncDir(path)
+		return nil
 	}
 	if err := create(t, s, ns, id, "content").Commit(); !errors.Is(err, syscall.EIO) {
 		t.Errorf("Commit: error %v, want EIO", err)
