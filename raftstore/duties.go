@@ -16,9 +16,6 @@ const (
 	sweepKeys = 1000
 	// sweepSteps is how many such steps are taken before the other duties have their turn.
 	sweepSteps = 16
-	// sweepIdle is the longest pause between two looks for expired keys. Readers judge expiry by themselves, so a sweep
-	// frees space and tells the feed, and can wait; each look is an entry in the log.
-	sweepIdle = 60
 	// dutyTimeout bounds one round of duties, so that a leader without a quorum does not hold on to a proposal.
 	dutyTimeout = 10 * time.Second
 )
@@ -28,14 +25,11 @@ const (
 type duties struct {
 	s *Store
 
-	sweepAt time.Duration // monotonic clock
-	pause   time.Duration // doubles with every sweep that finds nothing
-
 	oldest kv.Revision // the change index reaches back to here
 	looked bool        // whether oldest is known
 }
 
-func newDuties(s *Store) *duties { return &duties{s: s, pause: s.set.duty} }
+func newDuties(s *Store) *duties { return &duties{s: s} }
 
 func (d *duties) perform(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, dutyTimeout)
@@ -66,23 +60,19 @@ func (d *duties) propose(ctx context.Context, op command.Op) (command.OpResult, 
 	return res.Ops[0], nil
 }
 
-// sweep deletes expired keys, and looks again the later the more often it has found none.
+// sweep deletes expired keys, in small steps. Readers judge expiry by themselves, so it frees space and tells the feed, and
+// can wait for the next turn. It proposes nothing unless something has expired: a mesh that is idle stays silent.
 func (d *duties) sweep(ctx context.Context) error {
-	if d.s.mono() < d.sweepAt {
-		return nil
-	}
 	for range sweepSteps {
-		r, err := d.propose(ctx, command.Op{Kind: command.KindSweep, Limit: sweepKeys})
-		if err != nil {
+		at, ok, err := d.s.state.NextExpiry()
+		// An entry's time is never before this one.
+		if err != nil || !ok || at > max(d.s.meshNow(), d.s.state.Applied().MeshTime)/1000 {
 			return err
 		}
-		if r.Revision == 0 { // nothing had expired
-			d.pause = min(2*d.pause, sweepIdle*d.s.set.duty)
-			break
+		if _, err := d.propose(ctx, command.Op{Kind: command.KindSweep, Limit: sweepKeys, Expiry: at}); err != nil {
+			return err
 		}
-		d.pause = d.s.set.duty
 	}
-	d.sweepAt = d.s.mono() + d.pause
 	return nil
 }
 

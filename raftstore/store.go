@@ -201,7 +201,8 @@ func (s *Store) openDisk(undo *teardown) error {
 	if s.snaps, err = openSnapshots(fs, dir, log, s.state.Applied()); err != nil {
 		return err
 	}
-	s.snaps.cut, s.snaps.inspect = s.state.Checkpoint, state.Inspect
+	s.snaps.cut = s.state.Checkpoint
+	s.snaps.inspect = func(dir string) (state.Applied, error) { return state.InspectFS(fs, dir) }
 	s.snaps.wanted, s.snaps.sent = s.checkpointWanted, s.wakeCompactor
 	at, err := standingOf(log, s.snaps, s.state.Applied())
 	if err != nil {

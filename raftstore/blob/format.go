@@ -21,10 +21,10 @@ const (
 	// It equals that of the streaming cipher, so that a reader at the start of a sealed segment reads no other.
 	SegmentBytes = 64 << 10
 
-	magic       = "kvblob\x00\x01"
-	sumBytes    = 8
-	tailBytes   = 8 + sumBytes + int64(len(magic)) // what follows the segments' checksums
-	maxContent  = 1 << 40                          // more than any blob: bounds what a damaged file can make us allocate
+	magic      = "kvblob\x00\x01"
+	sumBytes   = 8
+	tailBytes  = 8 + sumBytes + int64(len(magic)) // what follows the segments' checksums
+	maxContent = 1 << 40                          // more than any blob: bounds what a damaged file can make us allocate
 )
 
 // ErrDamaged says that a blob's file is not what was written: a bit has flipped, or it was cut. The blob must not be served
@@ -46,7 +46,9 @@ func contentSize(file int64) (int64, bool) {
 }
 
 // segmentSize is the length of one segment of a content.
-func segmentSize(segment, content int64) int64 { return min(SegmentBytes, content-segment*SegmentBytes) }
+func segmentSize(segment, content int64) int64 {
+	return min(SegmentBytes, content-segment*SegmentBytes)
+}
 
 // appendTail appends what stands behind the content.
 func appendTail(dst, sums []byte, content int64) []byte {
@@ -84,4 +86,6 @@ func checkSums(sums []byte, content int64) error {
 }
 
 // sumOf is the checksum of a segment within sums.
-func sumOf(sums []byte, segment int64) uint64 { return binary.BigEndian.Uint64(sums[segment*sumBytes:]) }
+func sumOf(sums []byte, segment int64) uint64 {
+	return binary.BigEndian.Uint64(sums[segment*sumBytes:])
+}

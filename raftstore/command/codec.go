@@ -19,7 +19,7 @@ const (
 	sealOverhead = 1 << 10
 	// maxWrappedKeyBytes bounds a wrapped data key, which is an encoded keyset of a few hundred bytes.
 	maxWrappedKeyBytes = 16 << 10
-	// minOpBytes is the shortest encoding of an operation (KindSweep, KindTrim): kind and one varint.
+	// minOpBytes is the shortest encoding of an operation (KindTrim): kind and one varint.
 	minOpBytes = 2
 	// BatchOverhead is the most that a batch adds to the sum of its operations' Size.
 	BatchOverhead = 1 + 2*binary.MaxVarintLen64
@@ -42,7 +42,7 @@ var (
 //	create  4 | namespace 16 | title | wrapped key
 //	rename  5 | namespace 16 | title | wrapped key
 //	drop    6 | namespace 16
-//	sweep   7 | limit uvarint
+//	sweep   7 | limit uvarint | from (an expiry) uvarint
 //	trim    8 | revision uvarint
 //	epoch   9 | epoch 16
 //	txn     10 | number of members uvarint | members: put, delete, check
@@ -99,6 +99,7 @@ func appendOp(dst []byte, op *Op) []byte {
 		dst = append(dst, op.Namespace[:]...)
 	case KindSweep:
 		dst = binary.AppendUvarint(dst, uint64(op.Limit))
+		dst = binary.AppendUvarint(dst, uint64(op.Expiry))
 	case KindTrim:
 		dst = binary.AppendUvarint(dst, uint64(op.Revision))
 	case KindNewEpoch:
@@ -151,7 +152,11 @@ func (op *Op) Validate() error {
 		err = op.validateKey()
 	case KindTxn:
 		err = op.validateTxn()
-	case KindDeleteNamespace, KindSweep, KindTrim, KindNewEpoch:
+	case KindSweep:
+		if op.Expiry < 0 {
+			err = fmt.Errorf("%w: expiry %d", ErrMalformed, op.Expiry)
+		}
+	case KindDeleteNamespace, KindTrim, KindNewEpoch:
 	default: // KindCheck too: it is nothing by itself
 		err = fmt.Errorf("%w: operation kind %d", ErrUnknown, op.Kind)
 	}
@@ -277,6 +282,7 @@ func (d *decoder) op(op *Op) {
 			d.fail("sweep limit %d", n)
 		}
 		op.Limit = uint32(n)
+		op.Expiry = d.int63()
 	case KindTrim:
 		op.Revision = kv.Revision(d.uvarint())
 	case KindNewEpoch:

@@ -36,7 +36,7 @@ func everyKind() Batch {
 		{Kind: KindCreateNamespace, Namespace: id(6), Title: "t", WrappedKey: []byte{1}},
 		{Kind: KindRenameNamespace, Namespace: id(6), Title: "u"},
 		{Kind: KindDeleteNamespace, Namespace: id(6)},
-		{Kind: KindSweep, Limit: math.MaxUint32},
+		{Kind: KindSweep, Limit: math.MaxUint32, Expiry: math.MaxInt64},
 		{Kind: KindTrim, Revision: math.MaxUint64},
 		{Kind: KindNewEpoch, Epoch: id(7)},
 		{Kind: KindTxn, Members: []Op{
@@ -67,7 +67,7 @@ func TestFormat(t *testing.T) {
 	b := Batch{MeshTime: 1000, Ops: []Op{
 		{Kind: KindPut, Namespace: id(3), Key: "k", WriteID: id(4), Expiry: 300, Size: 2, Metadata: []byte("m"), Value: []byte("vv"), Cond: Cond{Kind: CondRevision, EpochTag: [4]byte{1, 2, 3, 4}, Revision: 7}},
 		{Kind: KindDelete, Namespace: id(3), Key: "d"},
-		{Kind: KindSweep, Limit: 5},
+		{Kind: KindSweep, Limit: 5, Expiry: 300},
 		{Kind: KindNewEpoch, Epoch: id(6)},
 		{Kind: KindTxn, Members: []Op{
 			{Kind: KindCheck, Namespace: id(3), Key: "c", Cond: Cond{Kind: CondPresent}},
@@ -77,7 +77,7 @@ func TestFormat(t *testing.T) {
 	want := "01" + "d00f" + "05" +
 		"02" + strings.Repeat("03", 16) + "016b" + "030102030407" + strings.Repeat("04", 16) + "ac02" + "02" + "016d" + "00" + "027676" +
 		"03" + strings.Repeat("03", 16) + "0164" + "00" +
-		"0705" +
+		"0705ac02" +
 		"09" + strings.Repeat("06", 16) +
 		"0a02" + "80" + strings.Repeat("03", 16) + "0163" + "02" + "03" + strings.Repeat("03", 16) + "0164" + "00"
 	if got := hex.EncodeToString(Append(nil, &b)); got != want {

@@ -76,7 +76,7 @@ type Op struct {
 	Title      string
 	WrappedKey []byte
 
-	Limit    uint32      // KindSweep
+	Limit    uint32      // KindSweep; Expiry says from which one on it looks, so that it need not pass over what was swept before
 	Revision kv.Revision // KindTrim
 
 	// Members of a KindTxn, at most kv.MaxBatchOps. The conditions of all of them are judged by the state before the

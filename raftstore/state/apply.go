@@ -53,7 +53,7 @@ func (s *State) apply(w *writer, entries []Entry) (_ []command.Result, err error
 	if len(w.slots) > maxSlots {
 		clear(w.slots)
 	}
-	t := &txn{w: w, applied: w.applied, rec: recorder{epoch: w.applied.Epoch, hasher: w.control.hasher}}
+	t := &txn{w: w, applied: w.applied, soonest: never, rec: recorder{epoch: w.applied.Epoch, hasher: w.control.hasher}}
 	if scans {
 		t.batch = w.gen.db.NewIndexedBatch()
 	} else {
@@ -78,12 +78,14 @@ func (s *State) apply(w *writer, entries []Entry) (_ []command.Result, err error
 	}
 	w.applied = t.applied
 	c := Committed{Applied: t.applied, Records: t.rec.records}
+	c.Named, c.Released = t.blobChanges()
 	if t.controlChanged != 0 {
 		w.setControl(t.controlChanged)
 		c.Control = &w.control.Control
 	}
 	s.tell(c)
 	s.publish(w)
+	s.expiry.added(t.soonest)
 	return results, nil
 }
 
@@ -114,11 +116,12 @@ type txn struct {
 	// dirty are the live namespaces whose records changed; dropped those deleted in this call.
 	dirty   map[kv.NamespaceID]*namespace
 	dropped map[kv.NamespaceID]struct{}
-	// blobs are the changes to b/ in this call: true when named.
-	blobs map[blobRef]bool
+	// blobs are the changes to b/ in this call: the size of the value, or notNamed.
+	blobs map[blobRef]int64
 	// spaceSeq is the sequence number of the last operation that created, renamed or deleted a namespace.
 	spaceSeq       map[kv.NamespaceID]uint64
 	controlChanged kv.Revision // of the last change of the control state, 0 = none
+	soonest        int64       // of the expiries that this call has added to the index
 	key, val       []byte      // scratch
 }
 
@@ -178,7 +181,7 @@ func (t *txn) op(op *command.Op) (command.OpResult, *slot, error) {
 	case command.KindDeleteNamespace:
 		r, err = t.deleteNamespace(op)
 	case command.KindSweep:
-		r, err = t.sweep(int(min(op.Limit, maxSweep)))
+		r, err = t.sweep(int(min(op.Limit, maxSweep)), op.Expiry)
 	case command.KindTrim:
 		err = t.trim(op.Revision)
 	case command.KindNewEpoch:

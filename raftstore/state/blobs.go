@@ -9,6 +9,13 @@ import (
 	"kvmesh/raftstore/kv"
 )
 
+// Blob is a blob that a key names, with the size of the value in plaintext.
+type Blob struct {
+	Namespace kv.NamespaceID
+	ID        kv.BlobID
+	Size      int64
+}
+
 // Released is a blob that no key names any more. Its file may go after a grace for readers.
 type Released struct {
 	Namespace kv.NamespaceID
@@ -54,18 +61,18 @@ func (s *State) EachBlob(fn func(ns kv.NamespaceID, id kv.BlobID, size int64) er
 	})
 }
 
-// Released lists up to max blobs that are no longer named, in no meaningful order. It reads past the published view, so
-// that what ForgetReleased forgot is gone at once: who works the list off comes to its end on an idle state too.
-func (s *State) Released(max int) ([]Released, error) {
+// EachReleased calls fn with every blob that is no longer named, in no meaningful order, until fn returns an error, which it
+// returns. It reads past the published view, so that what ForgetReleased forgot is gone at once: who works the list off
+// comes to its end on an idle state too. Otherwise it is like EachBlob.
+func (s *State) EachReleased(fn func(Released) error) error {
 	v, err := s.acquire()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer v.release()
-	var out []Released
-	err = scanSpace(v.gen.db, spaceReleased, func(k, val []byte) (bool, error) {
-		if len(out) >= max {
-			return false, nil
+	return scanSpace(v.gen.db, spaceReleased, func(k, val []byte) (bool, error) {
+		if v.gen.replaced.Load() {
+			return false, ErrReplaced
 		}
 		var r Released
 		if copy(r.Blob[:], k[spaceBytes:]) != len(r.Blob) {
@@ -75,13 +82,11 @@ func (s *State) Released(max int) ([]Released, error) {
 		if r.Namespace, r.MeshTime, err = decodeReleased(val); err != nil {
 			return false, err
 		}
-		out = append(out, r)
-		return true, nil
+		return true, fn(r)
 	})
-	return out, err
 }
 
-// ForgetReleased drops blobs from the list of Released, once their files are gone. The list is the node's own affair: it
+// ForgetReleased drops blobs from the list of EachReleased, once their files are gone. The list is the node's own affair: it
 // is not replicated, and not fsynced, because deleting a file twice does no harm. It takes no turn with Apply, which writes
 // these records without reading them.
 func (s *State) ForgetReleased(rs []Released) (err error) {

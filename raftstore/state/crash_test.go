@@ -277,7 +277,7 @@ func TestInspectFindsDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := inspect(f.fs, "snap"); err != nil || got != want {
+	if got, err := InspectFS(f.fs, "snap"); err != nil || got != want {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	files, err := f.fs.List("snap")
@@ -291,7 +291,7 @@ func TestInspectFindsDamage(t *testing.T) {
 		}
 		tables++
 		flip(t, f.fs, "snap/"+name)
-		if got, err := inspect(f.fs, "snap"); err == nil {
+		if got, err := InspectFS(f.fs, "snap"); err == nil {
 			t.Errorf("a flipped byte in %s was not noticed: %+v", name, got)
 		}
 		flip(t, f.fs, "snap/"+name)
@@ -299,7 +299,7 @@ func TestInspectFindsDamage(t *testing.T) {
 	if tables == 0 {
 		t.Errorf("no table among %q", files)
 	}
-	if _, err := inspect(f.fs, "nowhere"); err == nil {
+	if _, err := InspectFS(f.fs, "nowhere"); err == nil {
 		t.Error("inspecting nothing succeeded")
 	}
 }

@@ -146,6 +146,7 @@ func (t *txn) index(ns kv.NamespaceID, key string, old, next head) error {
 			}
 		}
 		if next.expiry != 0 {
+			t.soonest = min(t.soonest, next.expiry)
 			t.key = expiryKey(t.key[:0], next.expiry, ns, key)
 			if err := t.batch.Set(t.key, []byte{recordVersion}, nil); err != nil {
 				return err
@@ -174,7 +175,7 @@ func (t *txn) index(ns kv.NamespaceID, key string, old, next head) error {
 
 // nameBlob notes that the state names a blob. One that was released before is wanted again.
 func (t *txn) nameBlob(ns kv.NamespaceID, id kv.BlobID, size int64) error {
-	t.noteBlob(ns, id, true)
+	t.noteBlob(ns, id, size)
 	t.key = blobKey(t.key[:0], ns, id)
 	t.val = appendNumber(t.val[:0], uint64(size))
 	if err := t.batch.Set(t.key, t.val, nil); err != nil {
@@ -186,7 +187,7 @@ func (t *txn) nameBlob(ns kv.NamespaceID, id kv.BlobID, size int64) error {
 
 // releaseBlob notes that the state no longer names a blob, so that its file can go.
 func (t *txn) releaseBlob(ns kv.NamespaceID, id kv.BlobID) error {
-	t.noteBlob(ns, id, false)
+	t.noteBlob(ns, id, notNamed)
 	t.key = blobKey(t.key[:0], ns, id)
 	if err := t.batch.Delete(t.key, nil); err != nil {
 		return err
@@ -196,11 +197,26 @@ func (t *txn) releaseBlob(ns kv.NamespaceID, id kv.BlobID) error {
 	return t.batch.Set(t.key, t.val, nil)
 }
 
-func (t *txn) noteBlob(ns kv.NamespaceID, id kv.BlobID, named bool) {
+// notNamed stands for the size of a blob that the state no longer names.
+const notNamed = -1
+
+func (t *txn) noteBlob(ns kv.NamespaceID, id kv.BlobID, size int64) {
 	if t.blobs == nil {
-		t.blobs = make(map[blobRef]bool)
+		t.blobs = make(map[blobRef]int64)
 	}
-	t.blobs[blobRef{ns, id}] = named
+	t.blobs[blobRef{ns, id}] = size
+}
+
+// blobChanges lists the blobs that this call has named and released, as they stand at its end.
+func (t *txn) blobChanges() (named, released []Blob) {
+	for r, size := range t.blobs {
+		if size == notNamed {
+			released = append(released, Blob{Namespace: r.ns, ID: r.id})
+		} else {
+			named = append(named, Blob{Namespace: r.ns, ID: r.id, Size: size})
+		}
+	}
+	return named, released
 }
 
 // blobTaken says whether op's blob is named by another key of the namespace. Blob ids are unique per write, so no honest proposer asks for
@@ -209,8 +225,8 @@ func (t *txn) blobTaken(op *command.Op, sl *slot) (bool, error) {
 	if op.Blob.IsZero() || op.Blob == sl.blob {
 		return false, nil
 	}
-	if named, ok := t.blobs[blobRef{op.Namespace, op.Blob}]; ok {
-		return named, nil
+	if size, ok := t.blobs[blobRef{op.Namespace, op.Blob}]; ok {
+		return size != notNamed, nil
 	}
 	t.key = blobKey(t.key[:0], op.Namespace, op.Blob)
 	return get(t.w.gen.db, t.key, func([]byte) error { return nil })
@@ -219,10 +235,10 @@ func (t *txn) blobTaken(op *command.Op, sl *slot) (bool, error) {
 // maxSweep bounds one sweep. Every voter must agree on it, so it never changes without a new kind of command.
 const maxSweep = 4096
 
-// sweep deletes up to limit keys that have expired, in the order of their expiry. Entries that a deleted namespace left in
-// the index count like keys, and take no revision.
-func (t *txn) sweep(limit int) (r command.OpResult, err error) {
-	if limit == 0 || t.applied.MeshTime < 1000 {
+// sweep deletes up to limit keys that have expired, at or after the moment since, in the order of their expiry. Entries that
+// a deleted namespace left in the index count like keys, and take no revision.
+func (t *txn) sweep(limit int, since int64) (r command.OpResult, err error) {
+	if limit == 0 || t.applied.MeshTime < 1000 || since > t.applied.MeshTime/1000 {
 		return r, nil
 	}
 	type due struct {
@@ -231,7 +247,7 @@ func (t *txn) sweep(limit int) (r command.OpResult, err error) {
 		x   []byte
 	}
 	var found []due
-	from, to := []byte(spaceExpiry), expiryKey(nil, t.applied.MeshTime/1000+1, kv.NamespaceID{}, "")
+	from, to := expiryKey(nil, since, kv.NamespaceID{}, ""), expiryKey(nil, t.applied.MeshTime/1000+1, kv.NamespaceID{}, "")
 	err = scan(t.batch, from, to, func(k, _ []byte) (bool, error) {
 		_, ns, key, ok := splitExpiryKey(k)
 		if !ok {

@@ -30,7 +30,7 @@ type ListQuery struct {
 	After  string
 	Limit  int   // keys and groups together; at most, and when 0, kv.MaxListLimit
 	Values bool  // give the values up to kv.MaxInlineValueBytes
-	Now    int64 // unix seconds of mesh time: expired keys are left out
+	Now    int64 // unix seconds of mesh time: keys that have expired by then, or by the state's own mesh time, are left out
 }
 
 // ListItem is one key of a page. Item.Value is set only when the query asked for values and the value is small enough.
@@ -62,6 +62,7 @@ func (s *State) List(q ListQuery) (ListResult, error) {
 	if q.Limit <= 0 || q.Limit > kv.MaxListLimit {
 		q.Limit = kv.MaxListLimit
 	}
+	q.Now = max(q.Now, v.applied.MeshTime/1000) // a reader's clock may be behind what it reads
 	l := lister{v: v, q: q, base: nsKey(nil, spaceHead, q.Namespace)}
 	l.res.Applied = v.applied
 	from, to := l.bounds()

@@ -153,7 +153,7 @@ func (m *model) op(op command.Op, r *command.OpResult) {
 	case command.KindPut, command.KindDelete:
 		m.write(op, live, r)
 	case command.KindSweep:
-		m.sweep(int(op.Limit), r)
+		m.sweep(int(op.Limit), op.Expiry, r)
 	case command.KindNewEpoch:
 		if op.Epoch.Compare(m.epoch) <= 0 {
 			r.Code = kv.CodeInternal
@@ -193,19 +193,19 @@ func (m *model) write(op command.Op, live bool, r *command.OpResult) {
 	delete(m.freed, op.Blob)
 }
 
-func (m *model) sweep(limit int, r *command.OpResult) {
+func (m *model) sweep(limit int, since int64, r *command.OpResult) {
 	type due struct {
 		slotKey
 		expiry int64
 	}
 	var all []due
 	for k, op := range m.keys {
-		if m.gone(op) {
+		if m.gone(op) && op.Expiry >= since {
 			all = append(all, due{k, op.Expiry})
 		}
 	}
 	for k, expiry := range m.stale {
-		if expiry*1000 <= m.mesh {
+		if expiry*1000 <= m.mesh && expiry >= since {
 			all = append(all, due{k, expiry})
 		}
 	}
@@ -277,6 +277,9 @@ func randomLog(rng *rand.Rand, n int) []Entry {
 				op = in(ns, del(op.Key))
 			case x < 84:
 				op = command.Op{Kind: command.KindSweep, Limit: rng.Uint32N(5)}
+				if rng.IntN(4) == 0 {
+					op.Expiry = max(0, mesh/1000-rng.Int64N(4))
+				}
 			case x < 94:
 				op.Kind, op.Key, op.WrappedKey = command.KindCreateNamespace, "", []byte("w")
 			case x < 96:
@@ -350,7 +353,7 @@ func TestModel(t *testing.T) {
 		if whole < 5 || refused < 5 {
 			t.Fatalf("seed %d: %d transactions were carried out, %d refused", seed, whole, refused)
 		}
-		if conds < 5 || len(m.freed) < 5 || m.rev < 300 || len(m.epochs) < 2 {
+		if conds < 5 || len(m.freed) < 5 || m.rev < 250 || len(m.epochs) < 2 {
 			t.Fatalf("seed %d: a dull log of %d entries: %d conditions failed, %d blobs freed, revision %d, %d epochs", seed, len(log), conds, len(m.freed), m.rev, len(m.epochs))
 		}
 		compare(t, one, m)
@@ -380,6 +383,7 @@ func compare(t *testing.T, f *fixture, m *model) {
 		t.Errorf("applied %+v", got)
 	}
 	compareFloors(t, f, m)
+	compareExpiry(t, f, m)
 	stats := map[kv.NamespaceID]NamespaceStats{}
 	blobs := map[kv.BlobID]bool{}
 	for k, op := range m.keys {
@@ -419,9 +423,29 @@ func compare(t *testing.T, f *fixture, m *model) {
 		delete(blobs, id)
 		return nil
 	})
-	released, rerr := f.Released(1 << 20)
-	if err != nil || rerr != nil || len(blobs) != 0 || len(released) != len(m.freed) {
-		t.Errorf("%d blobs missing, %d released, want %d (%v, %v)", len(blobs), len(released), len(m.freed), err, rerr)
+	freed, rerr := released(f.State, 1<<20)
+	if err != nil || rerr != nil || len(blobs) != 0 || len(freed) != len(m.freed) {
+		t.Errorf("%d blobs missing, %d released, want %d (%v, %v)", len(blobs), len(freed), len(m.freed), err, rerr)
+	}
+}
+
+// compareExpiry: a sweep is due exactly when NextExpiry says so.
+func compareExpiry(t *testing.T, f *fixture, m *model) {
+	t.Helper()
+	want := int64(0)
+	note := func(expiry int64) {
+		if expiry != 0 && (want == 0 || expiry < want) {
+			want = expiry
+		}
+	}
+	for _, op := range m.keys {
+		note(op.Expiry)
+	}
+	for _, expiry := range m.stale {
+		note(expiry)
+	}
+	if got, ok, err := f.NextExpiry(); got != want || ok != (want != 0) || err != nil {
+		t.Errorf("the next key expires at %d (%t, %v), want %d", got, ok, err, want)
 	}
 }
 

@@ -78,9 +78,10 @@ func (s *State) Checkpoint(dir string) (Applied, error) {
 // Inspect opens a checkpoint on the operating system's file system, read-only, and returns what it holds. It checks the
 // schema version and reads every block that holds keys, and so the checksums of these; those of separated values are
 // checked when the values are read.
-func Inspect(dir string) (Applied, error) { return inspect(vfs.Default, dir) }
+func Inspect(dir string) (Applied, error) { return InspectFS(vfs.Default, dir) }
 
-func inspect(fs vfs.FS, dir string) (Applied, error) {
+// InspectFS is Inspect on another file system.
+func InspectFS(fs vfs.FS, dir string) (Applied, error) {
 	a, err := readCheckpoint(fs, dir, func(r reader) error {
 		it, err := r.NewIter(nil)
 		if err != nil {
@@ -188,12 +189,13 @@ func (s *State) swap(dir string) (_ *generation, err error) {
 	old.gen.replaced.Store(true)
 	s.tell(replacement(old.applied, w))
 	s.publish(w)
+	s.expiry.added(0)
 	return old.gen, nil
 }
 
 // replacement is what the observer is told of a replaced state: anything may have changed.
 func replacement(old Applied, w *writer) Committed {
-	c := Committed{Applied: w.applied, Control: &w.control.Control}
+	c := Committed{Applied: w.applied, Control: &w.control.Control, Replaced: true}
 	prev := old.Revision
 	if old.Epoch != w.applied.Epoch {
 		prev = 0

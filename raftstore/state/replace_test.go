@@ -3,11 +3,15 @@ package state
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"math/rand/v2"
 	"reflect"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/feed"
@@ -34,7 +38,7 @@ func TestReplaceTellsTheObserver(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []kv.Record{{Epoch: testEpoch, Prev: 1, To: 3, Kind: kv.RecordAll}}
-	if len(told) != 1 || told[0].Applied != ahead || !reflect.DeepEqual(told[0].Records, want) || len(told[0].Control.Namespaces) != 2 {
+	if len(told) != 1 || !told[0].Replaced || told[0].Applied != ahead || !reflect.DeepEqual(told[0].Records, want) || len(told[0].Control.Namespaces) != 2 {
 		t.Errorf("told %+v", told)
 	}
 	if g.Applied() != ahead || dump(t, g.State) != dump(t, f.State) || len(g.Control().Namespaces) != 2 {
@@ -188,7 +192,7 @@ func TestCheckpointWhileApplying(t *testing.T) {
 			if err != nil || a.Index < before.Index {
 				t.Errorf("checkpoint at %d of %+v: %v", before.Index, a, err)
 			}
-			got, err := inspect(f.fs, dir)
+			got, err := InspectFS(f.fs, dir)
 			if err != nil || got != a {
 				t.Errorf("inspect: %+v, %v", got, err)
 			}
@@ -361,10 +365,26 @@ func TestNewEpoch(t *testing.T) {
 	}
 }
 
+// released lists up to limit released blobs.
+func released(s *State, limit int) (rs []Released, err error) {
+	stop := errors.New("stop")
+	err = s.EachReleased(func(r Released) error {
+		if len(rs) == limit {
+			return stop
+		}
+		rs = append(rs, r)
+		return nil
+	})
+	if errors.Is(err, stop) {
+		err = nil
+	}
+	return rs, err
+}
+
 func TestBlobs(t *testing.T) {
 	f := newState(t)
 	f.at(0, create(ns2, "two"))
-	blobs := func() (named, released string) {
+	blobs := func() (named, freed string) {
 		err := f.EachBlob(func(ns kv.NamespaceID, id kv.BlobID, size int64) error {
 			if ok, err := f.BlobNamed(ns, id); !ok || err != nil || size != 1<<20 {
 				t.Errorf("blob %s of %d bytes: %v, %v", id, size, ok, err)
@@ -372,9 +392,9 @@ func TestBlobs(t *testing.T) {
 			named += fmt.Sprint(id[15], " ")
 			return nil
 		})
-		rs, rerr := f.Released(100)
+		rs, rerr := released(f.State, 100)
 		for _, r := range rs {
-			released += fmt.Sprintf("%d@%d ", r.Blob[15], r.MeshTime/1000)
+			freed += fmt.Sprintf("%d@%d ", r.Blob[15], r.MeshTime/1000)
 			if ok, err := f.BlobNamed(r.Namespace, r.Blob); ok || err != nil {
 				t.Errorf("released blob %s is named: %v", r.Blob, err)
 			}
@@ -382,7 +402,7 @@ func TestBlobs(t *testing.T) {
 		if err != nil || rerr != nil {
 			t.Error(err, rerr)
 		}
-		return named, released
+		return named, freed
 	}
 	steps := []struct {
 		name            string
@@ -404,11 +424,11 @@ func TestBlobs(t *testing.T) {
 		}
 	}
 	f.at(9, putUntil("gone", "", 9), func() command.Op { op := putBlob("x", 8); op.Expiry = 9; return op }(), command.Op{Kind: command.KindSweep, Limit: 9})
-	if _, released := blobs(); !strings.Contains(released, "8@9") {
-		t.Errorf("the sweep releases blobs: %q", released)
+	if _, freed := blobs(); !strings.Contains(freed, "8@9") {
+		t.Errorf("the sweep releases blobs: %q", freed)
 	}
 	for n := 0; ; n++ { // on an idle state, as the blob store does
-		rs, err := f.Released(2)
+		rs, err := released(f.State, 2)
 		if err != nil || n > 10 {
 			t.Fatalf("the list does not end: %+v, %v", rs, err)
 		}
@@ -422,5 +442,54 @@ func TestBlobs(t *testing.T) {
 	stop := errors.New("stop")
 	if err := f.EachBlob(func(kv.NamespaceID, kv.BlobID, int64) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("the callback's error: %v", err)
+	}
+}
+
+// TestObserverHearsOfBlobs: whoever listens knows after each commit which blobs are named, however long the commit is.
+func TestObserverHearsOfBlobs(t *testing.T) {
+	for seed := range uint64(4) {
+		rng := rand.New(rand.NewPCG(seed, 3))
+		log := randomLog(rng, 400)
+		f := openOn(t, vfs.NewMem())
+		heard := map[kv.BlobID]Blob{}
+		changes := 0
+		f.Observe(func(c Committed) {
+			for _, b := range c.Released {
+				delete(heard, b.ID)
+			}
+			for _, b := range c.Named {
+				heard[b.ID] = b
+			}
+			changes += len(c.Named) + len(c.Released)
+		})
+		for len(log) > 0 {
+			n := min(1+rng.IntN(12), len(log))
+			if _, err := f.Apply(log[:n]); err != nil {
+				t.Fatal(err)
+			}
+			log = log[n:]
+			named := map[kv.BlobID]Blob{}
+			err := f.EachBlob(func(ns kv.NamespaceID, id kv.BlobID, size int64) error {
+				named[id] = Blob{ns, id, size}
+				return nil
+			})
+			if err != nil || !maps.Equal(named, heard) {
+				t.Fatalf("seed %d: the observer knows of %v, named are %v (%v)", seed, heard, named, err)
+			}
+		}
+		if changes < 20 {
+			t.Errorf("seed %d: only %d changes", seed, changes)
+		}
+	}
+}
+
+// TestListAtItsOwnTime: a key that has expired by the state's mesh time is not listed, however slow the reader's clock is.
+func TestListAtItsOwnTime(t *testing.T) {
+	f := newState(t)
+	f.at(10, putUntil("a", "1", 20), put("b", "1"))
+	f.at(25, put("c", "1"))
+	res, err := f.List(ListQuery{Namespace: ns1, Now: 5})
+	if err != nil || len(res.Items) != 2 || res.Items[0].Key != "b" {
+		t.Errorf("%+v, %v", res.Items, err)
 	}
 }

@@ -65,6 +65,7 @@ type State struct {
 	index   waiters
 	rev     waiters
 	retired sync.WaitGroup // generations that wait for their last reader
+	expiry  soonest
 
 	// mu is the writer's token: Apply, Witness, Replace and Close take turns, and hold it while they write to disk, because
 	// turns are its purpose. No reader takes it. It guards what follows.
@@ -141,6 +142,10 @@ type Committed struct {
 	Records []kv.Record
 	// Control is the whole control state, when this commit changed it; else nil. Its slices must not be changed.
 	Control *kv.Control
+	// Named are the blobs that keys have begun to name with this commit, Released those that none names any more, in no
+	// order. After Replace both are empty and Replaced is set: any blob may have become named.
+	Named, Released []Blob
+	Replaced        bool
 }
 
 // Observe sets the function that is told of each commit, in order: after it is written, before readers can see it, before
