@@ -23,14 +23,20 @@ type Released struct {
 	MeshTime  int64 // when it was released, unix milliseconds
 }
 
-// BlobNamed says whether a key of the namespace names the blob.
-func (s *State) BlobNamed(ns kv.NamespaceID, id kv.BlobID) (bool, error) {
+// BlobSize says whether a key of the namespace names the blob, and the plaintext size of its value. It reads past the
+// published view: whoever was told by the observer that a commit names the blob finds it.
+func (s *State) BlobSize(ns kv.NamespaceID, id kv.BlobID) (size int64, named bool, err error) {
 	v, err := s.acquire()
 	if err != nil {
-		return false, err
+		return 0, false, err
 	}
 	defer v.release()
-	return get(v.snap, blobKey(nil, ns, id), func([]byte) error { return nil })
+	named, err = get(v.gen.db, blobKey(nil, ns, id), func(val []byte) error {
+		n, err := decodeNumber(val)
+		size = int64(n)
+		return err
+	})
+	return size, named, err
 }
 
 // EachBlob calls fn with every blob that the state names and the plaintext size of its value, until fn returns an error,

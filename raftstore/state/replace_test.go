@@ -386,7 +386,7 @@ func TestBlobs(t *testing.T) {
 	f.at(0, create(ns2, "two"))
 	blobs := func() (named, freed string) {
 		err := f.EachBlob(func(ns kv.NamespaceID, id kv.BlobID, size int64) error {
-			if ok, err := f.BlobNamed(ns, id); !ok || err != nil || size != 1<<20 {
+			if n, ok, err := f.BlobSize(ns, id); !ok || err != nil || size != 1<<20 || n != size {
 				t.Errorf("blob %s of %d bytes: %v, %v", id, size, ok, err)
 			}
 			named += fmt.Sprint(id[15], " ")
@@ -395,7 +395,7 @@ func TestBlobs(t *testing.T) {
 		rs, rerr := released(f.State, 100)
 		for _, r := range rs {
 			freed += fmt.Sprintf("%d@%d ", r.Blob[15], r.MeshTime/1000)
-			if ok, err := f.BlobNamed(r.Namespace, r.Blob); ok || err != nil {
+			if _, ok, err := f.BlobSize(r.Namespace, r.Blob); ok || err != nil {
 				t.Errorf("released blob %s is named: %v", r.Blob, err)
 			}
 		}
