@@ -2,9 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
-	"io"
-	"io/fs"
 	"time"
 
 	"kvmesh/cache"
@@ -12,16 +9,16 @@ import (
 	"kvmesh/raftstore"
 	"kvmesh/raftstore/blob"
 	"kvmesh/raftstore/kv"
+	"kvmesh/raftstore/seal"
 	"kvmesh/raftstore/state"
 )
 
 // answerer answers from a voter's own state, for this node and for others: fills, listings, probes.
 type answerer struct {
-	store   *raftstore.Store
-	blobs   *blob.Store
-	cache   *cache.Cache // of this node: its watermark follows the state, its F is the state's
-	clock   *meshClock
-	fetcher *blobTransfer // finds blobs that this voter's disk lacks
+	store *raftstore.Store
+	blobs *blobTransfer
+	cache *cache.Cache // of this node: its watermark follows the state, its F is the state's
+	clock *meshClock
 }
 
 // applyWait is how long an answer waits for the state to have applied what was asked for; the asker's next tier is the
@@ -85,43 +82,13 @@ func (a *answerer) read(ctx context.Context, st *state.State, args *wire.FillArg
 	case item.Size > kv.MaxCachedValueBytes:
 		return res, nil, nil
 	}
-	body, err := a.blob(ctx, args.Namespace, item.Blob)
+	// A blob that the state names is never "not found".
+	body, err := a.blobs.whole(ctx, blob.Ref{Namespace: args.Namespace, ID: item.Blob}, seal.SealedSize(item.Size))
 	if err != nil {
 		return res, nil, err
 	}
 	res.HasBody = true
 	return res, body, nil
-}
-
-// blob reads a whole sealed blob of at most a cached value's size: from the own disk, else from another voter's. A blob
-// that the state names is never "not found".
-func (a *answerer) blob(ctx context.Context, ns kv.NamespaceID, id kv.BlobID) ([]byte, error) {
-	r, size, err := a.openBlob(ctx, ns, id, 0)
-	if err != nil {
-		return nil, err
-	}
-	buf := make([]byte, size)
-	_, err = io.ReadFull(r, buf)
-	if cerr := r.Close(); err == nil {
-		err = cerr
-	}
-	return buf, err
-}
-
-// openBlob opens a sealed blob at an offset and tells its whole size.
-func (a *answerer) openBlob(ctx context.Context, ns kv.NamespaceID, id kv.BlobID, offset int64) (io.ReadCloser, int64, error) {
-	f, err := a.blobs.Open(ns, id)
-	if errors.Is(err, fs.ErrNotExist) {
-		return a.fetcher.open(ctx, ns, id, offset)
-	}
-	if err != nil {
-		return nil, 0, err
-	}
-	if _, err := f.Seek(offset, io.SeekStart); err != nil {
-		_ = f.Close()
-		return nil, 0, err
-	}
-	return f, f.Size(), nil
 }
 
 // list answers one page from the state, at least as new and as current as asked for.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"kvmesh/node/certs"
 	"kvmesh/node/peer"
 	"kvmesh/node/wire"
+	"kvmesh/raftstore/blob"
 	"kvmesh/raftstore/kv"
 	"kvmesh/raftstore/seal"
 )
@@ -116,7 +118,11 @@ func (a *asker) Ask(ctx context.Context, hop cache.Hop, req cache.FillRequest) (
 		if err != nil {
 			return cache.FillAnswer{}, err
 		}
-		return a.open(req, res, body)
+		ans, err := a.open(req, res, body)
+		if errors.Is(err, seal.ErrDamaged) && res.HasBody && !res.Blob.IsZero() {
+			return a.openOther(ctx, req, res, err)
+		}
+		return ans, err
 	}
 	if hop.Tier == cache.TierCentral {
 		voters := a.n.dir.Voters()
@@ -201,6 +207,27 @@ func (a *asker) open(req cache.FillRequest, res wire.FillResult, body []byte) (c
 		ans.Value, err = openValue(key, req.Namespace, req.Key, res.WriteID, res.Blob, res.Size, body)
 	}
 	return ans, err
+}
+
+// openOther opens another voter's copy of a blob that lies here and could not be opened. That it can be opened proves that
+// the own one is damaged.
+func (a *asker) openOther(ctx context.Context, req cache.FillRequest, res wire.FillResult, why error) (cache.FillAnswer, error) {
+	ref := blob.Ref{Namespace: req.Namespace, ID: res.Blob}
+	for _, voter := range a.n.dir.Voters() {
+		r, size, err := a.n.blobs.ask(ctx, voter, ref, 0, true)
+		if err != nil {
+			continue
+		}
+		body, err := readBlob(r, size, seal.SealedSize(res.Size))
+		if err != nil {
+			continue
+		}
+		if ans, err := a.open(req, res, body); err == nil {
+			a.n.blobs.keeper.Report(ref.Namespace, ref.ID, true)
+			return ans, nil
+		}
+	}
+	return cache.FillAnswer{}, why
 }
 
 // noteNotLeader corrects the directory after an answer that says who leads, or a failure to reach who was thought to.

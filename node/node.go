@@ -29,6 +29,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -41,6 +42,7 @@ import (
 	"kvmesh/node/wire"
 	"kvmesh/raftstore"
 	"kvmesh/raftstore/blob"
+	"kvmesh/raftstore/blobkeep"
 	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/feed"
 	"kvmesh/raftstore/kv"
@@ -234,7 +236,7 @@ func (n *Node) openCache() error {
 	})
 	n.undo.push("cache", func(context.Context) error { n.cache.Close(); return nil })
 	n.hints.cache, n.hints.gossip = n.cache, n.gossip
-	n.blobs = &blobTransfer{self: n.id.nodeID, dir: n.dir, dialer: n.dialer, log: n.component("blobs"), ctx: n.ctx}
+	n.blobs = newBlobTransfer(n.ctx, n.id.nodeID, n.dir, n.dialer, n.component("blobs"))
 	n.follow = &follower{
 		cache: n.cache, ring: n.ring, control: n.control, dir: n.dir, clock: n.clock, dialer: n.dialer,
 		rpc: n.rpc, log: n.component("feed"), hinted: make(chan struct{}, 1), metrics: newFeedMetrics(n.reg),
@@ -251,18 +253,17 @@ func (n *Node) openCache() error {
 
 // openStore opens the central store of a voter or learner.
 func (n *Node) openStore() error {
-	blobs, err := blob.Open(filepath.Join(n.id.dir, "blobs"))
-	if err != nil {
+	if err := n.openBlobs(); err != nil {
 		return err
 	}
-	n.blobs.local = blobs
 	n.standing = newStanding(n)
 	stream := &metStream{StreamLayer: peer.NewStreamLayer(n.peers, n.dialer), met: n.standing.waitMet}
+	var err error
 	n.store, err = raftstore.Open(n.ctx, raftstore.Options{
 		Dir: filepath.Join(n.id.dir, "store"), NodeID: n.id.nodeID, Stream: stream, Profile: n.opts.raftProfile(),
 		MeshNow: n.clock.Now, Mono: n.cache.Now, Observe: n.observe, Init: n.firstCommand,
 		Fatal: n.fail, Logger: n.component("raft"), Metrics: n.reg,
-		LogStore: n.opts.Env.Log, FS: n.opts.Env.FS, Changes: n.opts.ChangeIndex,
+		LogStore: n.opts.Env.Log, FS: n.opts.Env.FS, Changes: n.opts.ChangeIndex, Hold: n.blobs.keeper.Hold,
 	})
 	if err != nil {
 		return err
@@ -277,6 +278,7 @@ func (n *Node) openStore() error {
 	}
 	n.standing.store = n.store
 	n.members = newMemberDuty(n)
+	n.blobs.state = n.store.State()
 	applied := n.store.State().Applied()
 	n.ring.Begin(applied.Epoch, applied.Revision)
 	control := n.store.State().Control()
@@ -284,7 +286,7 @@ func (n *Node) openStore() error {
 		n.committed <- struct{}{}
 	}
 	n.clock.Observe(applied.MeshTime)
-	n.answerer = &answerer{store: n.store, blobs: blobs, cache: n.cache, clock: n.clock, fetcher: n.blobs}
+	n.answerer = &answerer{store: n.store, blobs: n.blobs, cache: n.cache, clock: n.clock}
 	n.bootstrap = &bootstrapper{
 		self: n.id.nodeID, expect: n.opts.BootstrapExpect, gossip: n.gossip, store: n.store, rpc: n.rpc,
 		known: func() bool { c, _ := n.control.current(); return !c.Cluster.IsZero() }, log: n.component("bootstrap"),
@@ -292,11 +294,52 @@ func (n *Node) openStore() error {
 	return nil
 }
 
+// openBlobs opens the large values of a voter or learner, and makes what keeps them in step with the state.
+func (n *Node) openBlobs() (err error) {
+	disk := n.opts.Env.FS
+	if disk == nil {
+		disk = vfs.Default
+	}
+	if n.blobs.local, err = blob.OpenFS(disk, filepath.Join(n.id.dir, "blobs")); err != nil {
+		return err
+	}
+	n.blobs.keeper, err = blobkeep.New(blobkeep.Options{
+		Store: n.blobs.local, Peers: blobPeers{n.blobs}, MeshNow: n.clock.Now,
+		Term: func() uint64 { return n.store.Status().Term }, Current: n.current,
+		Logger: n.component("blobs"), Metrics: n.reg,
+	})
+	if err != nil {
+		return err
+	}
+	n.missing = n.blobs.keeper.MissingBlobs
+	return nil
+}
+
+// currentWithin is how long ago a voter's state must have been proven current for it to count as up to date.
+const currentWithin = 10 * time.Second
+
+// current reports whether the own state holds everything that was committed a few seconds ago.
+func (n *Node) current() bool {
+	epoch, w, f, proven := n.cache.Proof()
+	applied := n.store.State().Applied()
+	return proven && n.cache.Now()-f < currentWithin && applied.Epoch == epoch && applied.Revision >= w
+}
+
+// MissingBlobs is how many large values this voter's state names and its disk lacks; at least 1 while it has not looked yet,
+// and 0 on edges. A voter for which it is not 0 holds no full copy.
+func (n *Node) MissingBlobs() int {
+	if n.blobs.keeper == nil {
+		return 0
+	}
+	return n.blobs.keeper.MissingBlobs()
+}
+
 // observe is told of every commit of the own state machine. It must not block.
 func (n *Node) observe(c state.Committed) {
 	for _, rec := range c.Records {
 		n.ring.Append(rec)
 	}
+	n.blobs.keeper.Observe(c)
 	if c.Control != nil {
 		n.newControl.Store(c.Control)
 		select {

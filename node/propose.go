@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"syscall"
 	"time"
 
 	"kvmesh/node/peer"
@@ -194,11 +193,3 @@ func (n *Node) servePropose(ctx context.Context, req *peer.Request) (*peer.Respo
 }
 
 const maxProposeBody = kv.MaxBatchBytes + 64<<10
-
-// blobDiskError names a full disk by its code.
-func blobDiskError(err error) error {
-	if err != nil && errors.Is(err, syscall.ENOSPC) {
-		return &kv.Error{Code: kv.CodeDiskFull, Message: "a voter's disk is full; free some space", RetryAfter: 5 * time.Second}
-	}
-	return err
-}

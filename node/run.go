@@ -124,6 +124,7 @@ func (n *Node) Start() error {
 			outside: n.standing.outside, members: n.members, log: n.component("voter"),
 		}
 		n.task(n.standing.run)
+		n.task(func(ctx context.Context) { n.blobs.keeper.Run(ctx, n.store.State()) })
 		n.task(n.takeControl)
 		n.task(n.followOwn)
 		n.task(duty.watchLeader)

@@ -2,12 +2,14 @@ package node
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"io"
+	"io/fs"
 	"time"
 
 	"kvmesh/cache"
 	"kvmesh/node/api"
+	"kvmesh/raftstore/blob"
 	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/kv"
 	"kvmesh/raftstore/seal"
@@ -97,13 +99,18 @@ func (s *service) openValue(ctx context.Context, e *cache.Entry, offset int64) (
 	if err != nil {
 		return nil, err
 	}
-	size := seal.SealedSize(e.Size)
-	return key.OpenReader(e.Namespace, e.Key, e.WriteID, size, e.Size, offset, func(off int64) (io.ReadCloser, error) {
-		r, have, err := s.blobs.open(ctx, e.Namespace, e.Blob, off)
-		if err == nil && have != size {
-			_ = r.Close()
-			err = fmt.Errorf("the stored value has %d sealed bytes, %d were expected", have, size)
-		}
-		return r, err
+	ref := blob.Ref{Namespace: e.Namespace, ID: e.Blob}
+	v, err := s.blobs.openValue(ctx, ref, e.Size, offset, func(at int64, sealed func(int64) (io.ReadCloser, error)) (io.ReadCloser, error) {
+		return key.OpenReader(e.Namespace, e.Key, e.WriteID, seal.SealedSize(e.Size), e.Size, at, sealed)
 	})
+	if errors.Is(err, fs.ErrNotExist) {
+		// No voter has it any more: it was replaced longer ago than this node knows. Now it learns of that.
+		if _, serr := s.cache.Get(ctx, cache.Read{Namespace: e.Namespace, Key: e.Key, Strong: true}); serr != nil {
+			return nil, serr
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
 }

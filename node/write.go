@@ -82,7 +82,7 @@ func (s *service) sealBody(ctx context.Context, k *seal.DataKey, op *command.Op,
 		return head, err
 	}
 	op.Blob = kv.NewBlobID()
-	keep := &keeper{max: kv.MaxCachedValueBytes}
+	keep := &keeper{max: kv.MaxCachedValueBytes, off: req.Size > kv.MaxCachedValueBytes}
 	_, _ = keep.Write(head)
 	src := io.MultiReader(bytes.NewReader(head), io.TeeReader(body, keep))
 	sealed, err := k.SealingReader(op.Namespace, op.Key, op.WriteID, src)

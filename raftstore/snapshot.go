@@ -44,6 +44,7 @@ type snapshotStore struct {
 	dir     string
 	stable  raft.StableStore
 	cut     func(dir string) (state.Applied, error) // State.Checkpoint
+	hold    func() (release func())                 // keeps what the state names while a checkpoint is on its way
 	inspect func(dir string) (state.Applied, error) // state.Inspect
 	wanted  func() error                            // nil when a member that can be reached needs a checkpoint
 	sent    func()                                  // a checkpoint is no longer being sent
@@ -266,8 +267,10 @@ func (s *snapshotStore) send(m *snapshotMeta) (_ *raft.SnapshotMeta, _ io.ReadCl
 	s.cuts++
 	s.sending++ // before the checkpoint is cut: the log must reach back to this snapshot for as long as it is on its way
 	s.mu.Unlock()
+	release := s.hold()
 	dir := s.newDir(outgoingDir)
 	done := func() error {
+		release()
 		s.mu.Lock()
 		s.sending--
 		s.mu.Unlock()

@@ -151,6 +151,7 @@ func openStore(t *testing.T, dir string, st *state.State) *snapshotStore {
 		t.Fatal(err)
 	}
 	s.cut, s.inspect, s.sent, s.wanted = st.Checkpoint, state.Inspect, func() {}, func() error { return nil }
+	s.hold = func() func() { return func() {} }
 	return s
 }
 

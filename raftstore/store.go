@@ -63,6 +63,10 @@ type Options struct {
 	// it missed. 0 = about 1 GiB of them.
 	Changes kv.Revision
 
+	// Hold is called before a checkpoint is cut for another member, and what it returns when the checkpoint is no longer on its
+	// way: what lies beside the state and is named by it must be kept in between. nil = nothing does.
+	Hold func() (release func())
+
 	settings *settings // tests replace a profile's
 }
 
@@ -153,6 +157,9 @@ func withDefaults(o Options) Options {
 		start := time.Now()
 		o.Mono = func() time.Duration { return time.Since(start) }
 	}
+	if o.Hold == nil {
+		o.Hold = func() func() { return func() {} }
+	}
 	if o.Observe == nil {
 		o.Observe = func(state.Committed) {}
 	}
@@ -201,7 +208,7 @@ func (s *Store) openDisk(undo *teardown) error {
 	if s.snaps, err = openSnapshots(fs, dir, log, s.state.Applied()); err != nil {
 		return err
 	}
-	s.snaps.cut = s.state.Checkpoint
+	s.snaps.cut, s.snaps.hold = s.state.Checkpoint, s.opts.Hold
 	s.snaps.inspect = func(dir string) (state.Applied, error) { return state.InspectFS(fs, dir) }
 	s.snaps.wanted, s.snaps.sent = s.checkpointWanted, s.wakeCompactor
 	at, err := standingOf(log, s.snaps, s.state.Applied())

@@ -13,6 +13,9 @@ const (
 	// MaxPayload is the largest payload of a frame.
 	MaxPayload = MaxFrame - 2
 
+	// FrameHead is the size of what stands before the payload of a frame.
+	FrameHead = frameHead
+
 	frameVersion = 1
 	frameHead    = 4 + 2 // length, version, type
 
@@ -33,9 +36,16 @@ func AppendFrame(dst []byte, typ byte, payload []byte) ([]byte, error) {
 	if len(payload) > MaxPayload {
 		return dst, fmt.Errorf("%w: a payload of %d bytes; the limit is %d", ErrFrame, len(payload), MaxPayload)
 	}
-	dst = binary.BigEndian.AppendUint32(dst, uint32(len(payload)+2))
-	dst = append(dst, frameVersion, typ)
-	return append(dst, payload...), nil
+	return append(appendFrameHead(dst, typ, len(payload)), payload...), nil
+}
+
+// PutFrameHead writes the first FrameHead bytes of a frame to dst, for a caller that has the payload of n bytes behind them
+// in the same memory and sends both with one Write. n must not exceed MaxPayload.
+func PutFrameHead(dst []byte, typ byte, n int) { appendFrameHead(dst[:0:FrameHead], typ, n) }
+
+func appendFrameHead(dst []byte, typ byte, n int) []byte {
+	dst = binary.BigEndian.AppendUint32(dst, uint32(n+2))
+	return append(dst, frameVersion, typ)
 }
 
 // WriteFrame writes one frame with a single Write.

@@ -263,15 +263,16 @@ func (c Control) KV() kv.Control {
 	return out
 }
 
-// Frame types of kvmesh-blob/1, one exchange a connection.
+// Frame types of kvmesh-blob/1. A connection carries any number of questions, one after the other.
 const (
-	BlobPut   byte = 1 // BlobRef; BlobSegment frames follow, then BlobEnd
-	BlobGet   byte = 2 // BlobRef with Offset; answered by BlobHead, then raw bytes to the end of the blob
+	BlobPut   byte = 1 // BlobRef; BlobData frames follow, then BlobEnd
+	BlobGet   byte = 2 // BlobRef with Offset and Length; answered by BlobHead, then raw bytes
 	BlobData  byte = 3 // raw bytes, at most 256 KiB
 	BlobEnd   byte = 4 // BlobTotal: the number of bytes; the server fsyncs and answers BlobDone
-	BlobHead  byte = 5 // BlobTotal
+	BlobHead  byte = 5 // BlobHeader
 	BlobDone  byte = 6 // empty: fsynced
 	BlobError byte = 7 // BlobFailure
+	BlobStat  byte = 8 // BlobRef; answered by BlobHead with the checksums of the server's own copy
 )
 
 // BlobRef names a blob.
@@ -279,11 +280,19 @@ type BlobRef struct {
 	Namespace kv.NamespaceID
 	Blob      kv.BlobID
 	Offset    int64
+	Length    int64 // of what is wanted; 0 = up to the end
+	Own       bool  // from the server's own disk only: it does not ask others for what it lacks
 }
 
 // BlobTotal is a size in bytes.
 type BlobTotal struct {
 	Size int64
+}
+
+// BlobHeader is the size of a blob, and the checksums of its segments where they were asked for.
+type BlobHeader struct {
+	Size int64
+	Sums []byte
 }
 
 // BlobFailure says why a voter could not do it.
