@@ -325,15 +325,6 @@ func (n *Node) current() bool {
 	return proven && n.cache.Now()-f < currentWithin && applied.Epoch == epoch && applied.Revision >= w
 }
 
-// MissingBlobs is how many large values this voter's state names and its disk lacks; at least 1 while it has not looked yet,
-// and 0 on edges. A voter for which it is not 0 holds no full copy.
-func (n *Node) MissingBlobs() int {
-	if n.blobs.keeper == nil {
-		return 0
-	}
-	return n.blobs.keeper.MissingBlobs()
-}
-
 // observe is told of every commit of the own state machine. It must not block.
 func (n *Node) observe(c state.Committed) {
 	for _, rec := range c.Records {

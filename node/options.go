@@ -39,8 +39,8 @@ type Options struct {
 	ChangeIndex kv.Revision
 	// WAN says that voters and members are far apart.
 	WAN bool
-	// Hasty takes the shortest timers of the central store and snapshots after a few hundred log entries, so that tests
-	// reach what takes days elsewhere.
+	// Hasty takes snapshots after a few hundred log entries, so that tests reach what takes days elsewhere, and without WAN the
+	// shortest timers of the central store.
 	Hasty   bool
 	Version string
 	Logger  *slog.Logger
@@ -100,6 +100,8 @@ func (e *Environment) defaults() {
 
 func (o *Options) raftProfile() raftstore.Profile {
 	switch {
+	case o.Hasty && o.WAN:
+		return raftstore.ProfileTestWAN
 	case o.Hasty:
 		return raftstore.ProfileTest
 	case o.WAN:

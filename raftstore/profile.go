@@ -21,6 +21,9 @@ const (
 	ProfileWAN
 	// ProfileTest has the shortest timers and takes snapshots after a few hundred entries, so that tests reach everything.
 	ProfileTest
+	// ProfileTestWAN takes snapshots like ProfileTest and has the timers of ProfileWAN, for tests in real time on a machine that
+	// is busy with other things.
+	ProfileTestWAN
 )
 
 // settings are what a profile means.
@@ -78,6 +81,12 @@ func (p Profile) settings() (settings, error) {
 		s.snapshotBytes, s.snapshotEntries = 256<<10, 256
 		s.trailingBytes, s.trailingEntries = 64<<10, 64
 		s.duty = 100 * time.Millisecond
+		s.stable, s.dead = 500*time.Millisecond, 3*time.Second
+	case ProfileTestWAN:
+		s.heartbeat, s.election, s.lease = time.Second, time.Second, 500*time.Millisecond
+		s.rpc = 10 * time.Second
+		s.snapshotBytes, s.snapshotEntries = 256<<10, 256
+		s.trailingBytes, s.trailingEntries = 64<<10, 64
 		s.stable, s.dead = 500*time.Millisecond, 3*time.Second
 	default:
 		return s, fmt.Errorf("unknown profile %d", p)

@@ -172,6 +172,7 @@ type Status struct {
 	Members                      []struct {
 		ID, Name, Role, Region, State, Raft, HTTP string
 		W                                         uint64
+		MissingBlobs                              int `json:"missing_blobs"`
 	}
 }
 

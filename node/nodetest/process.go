@@ -1,6 +1,7 @@
 package nodetest
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -291,4 +292,42 @@ func FreeAddr(t testing.TB) string {
 	}
 	t.Fatal("no free port on 127.0.0.1")
 	return ""
+}
+
+// Pid is the process id of the node's present life.
+func (n *Proc) Pid() int { return n.cmd.Process.Pid }
+
+// Metric asks the admin listener for a metric and returns the sum of its samples; an error when there is none.
+func (n *Proc) Metric(ctx context.Context, name string) (float64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.Admin+"/metrics", nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := n.http.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = resp.Body.Close() }() // it was read to its end, or failed
+	sum, found := 0.0, false
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		rest, ok := strings.CutPrefix(lines.Text(), name)
+		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
+			continue
+		}
+		v, err := strconv.ParseFloat(rest[strings.LastIndexByte(rest, ' ')+1:], 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %s: %w", n.Name, lines.Text(), err)
+		}
+		sum, found = sum+v, true
+	}
+	if err := lines.Err(); err != nil {
+		return 0, err
+	}
+	if !found {
+		return 0, fmt.Errorf("%s has no metric %s", n.Name, name)
+	}
+	return sum, nil
 }
