@@ -406,6 +406,7 @@ func (n *Node) handlePeers() {
 		mux.Handle(wire.MethodGrant, "grant", n.bootstrap.serveGrant)
 		mux.Handle(wire.MethodPropose, "propose", n.servePropose)
 		mux.Handle(wire.MethodList, "list", n.serveList)
+		mux.Handle(wire.MethodSpaces, "spaces", n.serveSpaces)
 		n.peers.Handle(peer.ALPNBlob, anyMember, n.blobs.serve)
 	}
 	feeds := &feedServer{

@@ -195,6 +195,23 @@ func TestNamespaces(t *testing.T) {
 	if strings.Contains(r.do("GET", "/v1/namespaces", "").Body.String(), "c2VjcmV0") {
 		t.Error("a wrapped key is shown")
 	}
+
+	// With counters, where they are known.
+	r.svc.stats = map[kv.NamespaceID]NamespaceStats{{1}: {Keys: 3, Bytes: 1 << 40}, {9}: {Keys: 1}}
+	for path, want := range map[string]string{
+		"/default": `{"id":"01000000000000000000000000000000","title":"default","keys":3,"bytes":1099511627776}`,
+		"/made":    `{"id":"03000000000000000000000000000000","title":"made"}`,
+		"": `{"namespaces":[{"id":"01000000000000000000000000000000","title":"default","keys":3,"bytes":1099511627776},` +
+			`{"id":"03000000000000000000000000000000","title":"made"}]}`,
+	} {
+		if w := r.do("GET", "/v1/namespaces"+path, ""); w.Code != 200 || strings.TrimSpace(w.Body.String()) != want {
+			t.Errorf("%s: %d %s, want %s", path, w.Code, w.Body, want)
+		}
+	}
+	r.svc.stats[kv.NamespaceID{1}] = NamespaceStats{}
+	if w := r.do("GET", "/v1/namespaces/default", ""); !strings.Contains(w.Body.String(), `"keys":0,"bytes":0`) {
+		t.Errorf("an empty namespace: %s", w.Body)
+	}
 }
 
 func TestCluster(t *testing.T) {

@@ -37,7 +37,8 @@ type fakeService struct {
 	now      time.Time
 	revision kv.Revision
 	spaces   map[kv.NamespaceID]string
-	keys     map[string]stored // namespace title, NUL, key
+	stats    map[kv.NamespaceID]NamespaceStats // nil: no voter can be asked
+	keys     map[string]stored                 // namespace title, NUL, key
 	calls    int
 	gets     []GetRequest
 	lists    []ListRequest
@@ -94,6 +95,17 @@ func (f *fakeService) Namespaces(context.Context) ([]kv.Namespace, error) {
 	}
 	slices.SortFunc(all, func(a, b kv.Namespace) int { return strings.Compare(a.Title, b.Title) })
 	return all, nil
+}
+
+func (f *fakeService) NamespaceStats(_ context.Context, ids []kv.NamespaceID) (map[kv.NamespaceID]NamespaceStats, error) {
+	defer f.mu.Unlock()
+	if err := f.enter(); err != nil {
+		return nil, err
+	}
+	if f.stats == nil {
+		return nil, kv.Errorf(kv.CodeUnavailable, "no voter")
+	}
+	return f.stats, nil
 }
 
 func (f *fakeService) taken(title string) bool {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -14,14 +15,36 @@ import (
 // maxNamespaceBody is more than a title can take, with every byte escaped.
 const maxNamespaceBody = 16 << 10
 
-// namespaceDoc shows a namespace. Its data key never leaves the node here.
+// namespaceDoc shows a namespace. Its data key never leaves the node here. The counters are left out where nobody was asked
+// for them, or no voter could be.
 type namespaceDoc struct {
 	ID    string `json:"id"`
 	Title string `json:"title"`
+	Keys  *int64 `json:"keys,omitempty"`
+	Bytes *int64 `json:"bytes,omitempty"`
+}
+
+// counted shows namespaces with their counters. These are no reason to fail: the rest is known on every node.
+func (s *surface) counted(ctx context.Context, all ...kv.Namespace) []namespaceDoc {
+	ids := make([]kv.NamespaceID, len(all))
+	docs := make([]namespaceDoc, len(all))
+	for i, ns := range all {
+		ids[i], docs[i] = ns.ID, namespaceDoc{ID: ns.ID.String(), Title: ns.Title}
+	}
+	stats, err := s.svc.NamespaceStats(ctx, ids)
+	if err != nil {
+		s.log.Debug("namespaces are shown without their counters", "err", err)
+	}
+	for i, id := range ids {
+		if st, ok := stats[id]; ok {
+			docs[i].Keys, docs[i].Bytes = &st.Keys, &st.Bytes
+		}
+	}
+	return docs
 }
 
 func showNamespace(c *call, status int, ns kv.Namespace) error {
-	writeJSON(c.w, c.r, status, namespaceDoc{ns.ID.String(), ns.Title})
+	writeJSON(c.w, c.r, status, namespaceDoc{ID: ns.ID.String(), Title: ns.Title})
 	return nil
 }
 
@@ -32,13 +55,9 @@ func (s *surface) listNamespaces(c *call) error {
 	if err != nil {
 		return err
 	}
-	docs := make([]namespaceDoc, len(all))
-	for i, ns := range all {
-		docs[i] = namespaceDoc{ns.ID.String(), ns.Title}
-	}
 	writeJSON(c.w, c.r, http.StatusOK, struct {
 		Namespaces []namespaceDoc `json:"namespaces"`
-	}{docs})
+	}{s.counted(ctx, all...)})
 	return nil
 }
 
@@ -49,7 +68,8 @@ func (s *surface) getNamespace(c *call) error {
 	if err != nil {
 		return err
 	}
-	return showNamespace(c, http.StatusOK, ns)
+	writeJSON(c.w, c.r, http.StatusOK, s.counted(ctx, ns)[0])
+	return nil
 }
 
 // putNamespace creates the namespace in the path or, when the body names another title, renames it. Sent again it

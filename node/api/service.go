@@ -16,6 +16,8 @@ type Service interface {
 	Namespace(ctx context.Context, ref string) (kv.Namespace, error)
 	// Namespaces lists them all, by title.
 	Namespaces(ctx context.Context) ([]kv.Namespace, error)
+	// NamespaceStats counts namespaces. One that is not known, or not any more, is left out.
+	NamespaceStats(ctx context.Context, ids []kv.NamespaceID) (map[kv.NamespaceID]NamespaceStats, error)
 	CreateNamespace(ctx context.Context, title string) (kv.Namespace, error)
 	RenameNamespace(ctx context.Context, id kv.NamespaceID, title string) (kv.Namespace, error)
 	DeleteNamespace(ctx context.Context, id kv.NamespaceID) error
@@ -33,6 +35,12 @@ type Service interface {
 	MeshTime() time.Time
 	// Cluster describes the mesh as this node sees it, as one JSON document.
 	Cluster(ctx context.Context) (*ClusterStatus, error)
+}
+
+// NamespaceStats counts a namespace. Keys that have expired count until they are swept, which is about a second.
+type NamespaceStats struct {
+	Keys  int64
+	Bytes int64 // of keys and values, without metadata
 }
 
 // GetRequest asks for one key.

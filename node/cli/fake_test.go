@@ -129,7 +129,15 @@ func (f *fakeNode) serve(w http.ResponseWriter, r *http.Request, body []byte) er
 	case path == "/v1/namespaces":
 		doc := map[string][]client.Namespace{}
 		for _, id := range slices.Sorted(maps.Keys(f.titles)) {
-			doc["namespaces"] = append(doc["namespaces"], client.Namespace{ID: id, Title: f.titles[id]})
+			ns := client.Namespace{ID: id, Title: f.titles[id]}
+			if ns.Title != "default" { // of that one nobody knows
+				keys, size := int64(len(f.data[id])), int64(0)
+				for key, v := range f.data[id] {
+					size += int64(len(key) + len(v.value))
+				}
+				ns.Keys, ns.Bytes = &keys, &size
+			}
+			doc["namespaces"] = append(doc["namespaces"], ns)
 		}
 		writeJSON(w, doc)
 		return nil

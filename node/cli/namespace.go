@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"strconv"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	ucli "github.com/urfave/cli/v2"
@@ -70,9 +71,13 @@ func (r *run) namespaceList(c *ucli.Context, cl *client.Client, asJSON bool) err
 		return r.printJSON(map[string][]client.Namespace{"namespaces": append([]client.Namespace{}, all...)})
 	}
 	t := newTable()
-	t.AppendHeader(table.Row{"TITLE", "ID"})
+	t.AppendHeader(table.Row{"TITLE", "ID", "KEYS", "SIZE"})
 	for _, ns := range all {
-		t.AppendRow(table.Row{printable(ns.Title), ns.ID})
+		keys, size := "-", "-"
+		if ns.Keys != nil && ns.Bytes != nil {
+			keys, size = strconv.FormatInt(*ns.Keys, 10), humanBytes(*ns.Bytes)
+		}
+		t.AppendRow(table.Row{printable(ns.Title), ns.ID, keys, size})
 	}
 	return r.printf("%s\n", t.Render())
 }

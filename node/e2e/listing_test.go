@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"kvmesh/node/nodetest"
+	"kvmesh/raftstore/kv"
 )
 
 // listing is one page as it comes.
@@ -158,6 +159,67 @@ func testNamespaces(t *testing.T, w *world) {
 			}
 			return nil
 		})
+	}
+}
+
+// testCounters: a namespace's keys and bytes are right whatever is done to it: at the node that did it at once, and everywhere
+// soon.
+func testCounters(t *testing.T, w *world) {
+	ns := w.namespace(t, "counted")
+	type counts struct{ Keys, Bytes *int64 }
+	read := func(ctx context.Context, c *nodetest.Client) (keys, bytes int64, err error) {
+		a, err := c.Do(ctx, http.MethodGet, "/v1/namespaces/counted", nil)
+		var got counts
+		if err == nil {
+			err = json.Unmarshal(a.Body, &got)
+		}
+		if err != nil || got.Keys == nil || got.Bytes == nil {
+			return 0, 0, fmt.Errorf("%s: %v (%w)", c.Name, a, err)
+		}
+		return *got.Keys, *got.Bytes, nil
+	}
+	sizes := map[string]int64{} // of the values
+	check := func(writer *nodetest.Client) {
+		t.Helper()
+		keys, bytes := int64(len(sizes)), int64(0)
+		for key, n := range sizes {
+			bytes += int64(len(key)) + n
+		}
+		if k, b, err := read(t.Context(), writer); err != nil || k != keys || b != bytes {
+			t.Errorf("%s, after its own write: %d keys, %d bytes, want %d and %d (%v)", writer.Name, k, b, keys, bytes, err)
+		}
+		w.everywhere(t, "the counters", func(ctx context.Context, c *nodetest.Client) error {
+			k, b, err := read(ctx, c)
+			if err == nil && (k != keys || b != bytes) {
+				err = fmt.Errorf("%s: %d keys, %d bytes, want %d and %d", c.Name, k, b, keys, bytes)
+			}
+			return err
+		})
+	}
+	check(w.nodes[0])
+	put := func(c *nodetest.Client, key string, size int, query string) {
+		t.Helper()
+		c.Must(t, 200, http.MethodPut, ns+key+query, randomBytes(size))
+		sizes[key] = int64(size)
+	}
+	for i, c := range w.nodes {
+		put(c, "own"+strconv.Itoa(i), 100*i, "")
+		put(c, "shared", []int{10, kv.MaxInlineValueBytes + 1, 0}[i%3], "")
+		put(c, "short-lived", 50, "?expiration_ttl=1")
+		delete(sizes, "short-lived") // as soon as it is swept
+		if i > 0 {
+			gone := "own" + strconv.Itoa(i-1)
+			c.Must(t, 200, http.MethodDelete, ns+gone, nil)
+			delete(sizes, gone)
+		}
+		nodetest.Eventually(t, visible, "the sweep", func() error {
+			k, _, err := read(t.Context(), c)
+			if err == nil && k != int64(len(sizes)) {
+				err = fmt.Errorf("%d keys", k)
+			}
+			return err
+		})
+		check(c)
 	}
 }
 

@@ -90,6 +90,7 @@ func TestMesh(t *testing.T) {
 		{"listings", testListings},
 		{"expiry", testExpiry},
 		{"namespaces", testNamespaces},
+		{"counters", testCounters},
 		{"deleted namespace", testDeletedNamespace},
 		{"absences", testAbsences},
 		{"changes are seen", testVisibility},

@@ -11,15 +11,16 @@ import (
 
 // Methods of kvmesh-rpc/1.
 const (
-	MethodStatus  = 1 // what the node is and how far it has come
-	MethodGrant   = 2 // a voter asks another for its consent to bootstrap
-	MethodPropose = 3 // operations for the leader; the body is an encoded command.Batch
-	MethodFill    = 4 // one key's state; the body of the answer is the value
-	MethodProbe   = 5 // how current is your state?
-	MethodList    = 6 // one page of a listing; the body of the answer is an encoded ListPage
-	MethodControl = 7 // the control state; the body of the answer is an encoded kv.Control
-	MethodClock   = 8 // the wall clock, for mesh time
-	MethodPull    = 9 // change records, for a node whose feed is cut; the body of the answer is frames of records
+	MethodStatus  = 1  // what the node is and how far it has come
+	MethodGrant   = 2  // a voter asks another for its consent to bootstrap
+	MethodPropose = 3  // operations for the leader; the body is an encoded command.Batch
+	MethodFill    = 4  // one key's state; the body of the answer is the value
+	MethodProbe   = 5  // how current is your state?
+	MethodList    = 6  // one page of a listing; the body of the answer is an encoded ListPage
+	MethodControl = 7  // the control state; the body of the answer is an encoded kv.Control
+	MethodClock   = 8  // the wall clock, for mesh time
+	MethodPull    = 9  // change records, for a node whose feed is cut; the body of the answer is frames of records
+	MethodSpaces  = 40 // the counters of namespaces, from a voter's state
 )
 
 // Status answers MethodStatus.
@@ -184,6 +185,24 @@ type ControlArgs struct {
 // ClockResult is a wall clock, in unix nanoseconds.
 type ClockResult struct {
 	UnixNano int64
+}
+
+// SpacesArgs asks for the counters of namespaces, at least as new as Least.
+type SpacesArgs struct {
+	Epoch kv.Epoch
+	Least kv.Revision
+	IDs   []kv.NamespaceID
+}
+
+// SpaceStats counts one namespace.
+type SpaceStats struct {
+	ID          kv.NamespaceID
+	Keys, Bytes int64
+}
+
+// SpacesResult answers it. Namespaces that the voter does not know are left out.
+type SpacesResult struct {
+	Spaces []SpaceStats
 }
 
 // PullArgs asks for the records after Revision.

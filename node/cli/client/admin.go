@@ -13,6 +13,9 @@ import (
 type Namespace struct {
 	ID    string `json:"id"`
 	Title string `json:"title"`
+	// Keys and Bytes (of keys and values) are nil where no voter could be asked.
+	Keys  *int64 `json:"keys,omitempty"`
+	Bytes *int64 `json:"bytes,omitempty"`
 }
 
 // Namespaces lists all namespaces.
