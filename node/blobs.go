@@ -23,7 +23,7 @@ import (
 // sealed; nobody on the way opens them.
 type blobTransfer struct {
 	self   string
-	dir    *directory
+	dir    voters
 	dialer *peer.Dialer
 	log    *slog.Logger
 	chunks *chunkPool
@@ -37,6 +37,14 @@ type blobTransfer struct {
 
 	ctx   context.Context // of the node: a lane outlives the request whose quorum it did not belong to
 	lanes sync.WaitGroup
+}
+
+// voters says who has large values. Neither method blocks.
+type voters interface {
+	// Configured are all voters of the mesh, this node among them if it is one.
+	Configured() []string
+	// Voters lists the other voters and learners that can be asked, the nearest first.
+	Voters() []string
 }
 
 const (
@@ -55,7 +63,7 @@ const (
 	maxBlobServes = 128
 )
 
-func newBlobTransfer(ctx context.Context, self string, dir *directory, dialer *peer.Dialer, log *slog.Logger) *blobTransfer {
+func newBlobTransfer(ctx context.Context, self string, dir voters, dialer *peer.Dialer, log *slog.Logger) *blobTransfer {
 	t := &blobTransfer{
 		self: self, dir: dir, dialer: dialer, log: log, ctx: ctx,
 		chunks: newChunkPool(blobBuffers / blobChunk), serves: make(chan struct{}, maxBlobServes),
