@@ -251,16 +251,19 @@ func (w *world) converge(ctx context.Context, ns kv.Namespace) error {
 func (w *world) settled(ctx context.Context, m *machine, ns kv.Namespace, key, want string) error {
 	var tier api.Tier
 	var value string
+	var rev, asOf kv.Revision
 	for range 600 {
 		start := time.Now()
 		v, got, err := get(ctx, m.running(), ns, key, time.Hour, api.Consistency{})
 		if err == nil {
 			w.history.read(m.name, key, start, demand{ttl: time.Hour}, v, got)
+			rev, asOf = v.Revision, v.AsOf
 			if tier, value = v.Tier, got; tier == api.TierHit && value == want {
 				return nil
 			}
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	return fmt.Errorf("converge: %s serves %q by %s for %s, a minute after everything was healed; want %q as a hit", m.name, value, tier, key, want)
+	return fmt.Errorf("converge: %s serves %q (revision %d as of %d) by %s for %s, a minute after everything was healed; want %q as a hit",
+		m.name, value, rev, asOf, tier, key, want)
 }
