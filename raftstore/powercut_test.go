@@ -62,7 +62,7 @@ type machine struct {
 	// file there writes all earlier changes of directories (Pebble needs that order when more than the least survives), and a
 	// random part of everything else is kept.
 	journal bool
-	log     *raft.InmemStore
+	log     memoryLog
 	rng     *rand.Rand
 
 	// Changes of the log and notes of acknowledgements hold moment shared, the cut holds it alone: log, file system and
@@ -99,13 +99,13 @@ func (m *machine) changing() {
 	}
 	m.after = &machine{
 		disk: m.disk.CrashClone(keep), journal: m.journal,
-		log: raft.NewInmemStore(), rng: m.rng, stable: maps.Clone(m.stable), acked: maps.Clone(m.acked),
+		log: memoryLog{raft.NewInmemStore()}, rng: m.rng, stable: maps.Clone(m.stable), acked: maps.Clone(m.acked),
 	}
 	m.copyLog(m.after.log)
 }
 
 // copyLog cannot fail, because both logs are in memory.
-func (m *machine) copyLog(to *raft.InmemStore) {
+func (m *machine) copyLog(to memoryLog) {
 	first, _ := m.log.FirstIndex()
 	last, _ := m.log.LastIndex()
 	for i := max(first, 1); i <= last; i++ {
@@ -155,11 +155,9 @@ func (m *machine) fs() vfs.FS {
 
 // powerLog is the log of a machine.
 type powerLog struct {
-	*raft.InmemStore
+	memoryLog
 	m *machine
 }
-
-func (l powerLog) Close() error { return nil }
 
 func (l powerLog) change(fn func() error) error {
 	l.m.changing()
@@ -171,19 +169,19 @@ func (l powerLog) change(fn func() error) error {
 func (l powerLog) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
 
 func (l powerLog) StoreLogs(es []*raft.Log) error {
-	return l.change(func() error { return l.InmemStore.StoreLogs(es) })
+	return l.change(func() error { return l.memoryLog.StoreLogs(es) })
 }
 
 func (l powerLog) DeleteRange(lo, hi uint64) error {
-	return l.change(func() error { return l.InmemStore.DeleteRange(lo, hi) })
+	return l.change(func() error { return l.memoryLog.DeleteRange(lo, hi) })
 }
 
 func (l powerLog) Set(key, val []byte) error {
-	return l.remember(string(key), val, func() error { return l.InmemStore.Set(key, val) })
+	return l.remember(string(key), val, func() error { return l.memoryLog.Set(key, val) })
 }
 
 func (l powerLog) SetUint64(key []byte, val uint64) error {
-	return l.remember(string(key), val, func() error { return l.InmemStore.SetUint64(key, val) })
+	return l.remember(string(key), val, func() error { return l.memoryLog.SetUint64(key, val) })
 }
 
 func (l powerLog) remember(key string, val any, set func() error) error {
@@ -207,7 +205,7 @@ func newPowerTest(t *testing.T, rng *rand.Rand) *powerTest {
 	p := &powerTest{
 		cluster: newCluster(t, "a"), tried: make(map[string]int),
 		machine: &machine{
-			disk: vfs.NewCrashableMem(), journal: rng.IntN(2) == 0, log: raft.NewInmemStore(), rng: rng,
+			disk: vfs.NewCrashableMem(), journal: rng.IntN(2) == 0, log: memoryLog{raft.NewInmemStore()}, rng: rng,
 			stable: make(map[string]any), acked: make(map[string]int),
 		},
 	}

@@ -74,6 +74,10 @@ type memoryLog struct{ *raft.InmemStore }
 
 func (memoryLog) Close() error { return nil }
 
+// DeleteRange leaves index 0 out, which an empty log gives as its first: InmemStore would take one less than that for its
+// last index.
+func (m memoryLog) DeleteRange(lo, hi uint64) error { return m.InmemStore.DeleteRange(max(lo, 1), hi) }
+
 // logEvents hears of appends to the log before and after they are durable. Both methods are called on Raft's main
 // goroutine and must not block.
 type logEvents interface {
