@@ -23,8 +23,10 @@ var errBroken = errors.New("the state machine has stopped, because an entry coul
 type fsm struct {
 	state *state.State
 	snaps *snapshotStore
-	fatal func(error)
-	log   *slog.Logger
+	// committed is told of the newest committed entry before it is applied. It must not block.
+	committed func(index uint64)
+	fatal     func(error)
+	log       *slog.Logger
 	// broken is set for ever by the first entry that cannot be applied. Later ones must not be applied on top of the hole,
 	// and no snapshot may claim to hold it, for as long as the process still lives.
 	broken atomic.Bool
@@ -40,6 +42,7 @@ func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 // ApplyBatch answers each entry with a command.Result or an error.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	answers := make([]any, len(logs))
+	f.committed(logs[len(logs)-1].Index)
 	for start := 0; start < len(logs); {
 		end, bytes := start, 0
 		for end < len(logs) && (end == start || bytes+len(logs[end].Data) <= maxApplyBytes) {

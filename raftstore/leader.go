@@ -80,6 +80,7 @@ func (s *Store) runAsLeader(ctx context.Context) {
 	tick := time.NewTicker(s.set.duty)
 	defer tick.Stop()
 	for {
+		s.notices.wake() // members that have just been reached
 		if err := duties.perform(ctx); err != nil && ctx.Err() == nil {
 			s.opts.Logger.Warn("a duty of the leader has to wait", "err", err)
 		}
@@ -90,6 +91,9 @@ func (s *Store) runAsLeader(ctx context.Context) {
 		}
 	}
 }
+
+// ownEntryRetry is the pause before the next try to have an entry of the own term committed.
+const ownEntryRetry = 20 * time.Millisecond
 
 // applyOwnEntry waits until an entry of this leader's own term has been applied, and returns that term. Only from then on
 // does the commit index cover everything that earlier leaders acknowledged.
@@ -108,7 +112,7 @@ func (s *Store) applyOwnEntry(ctx context.Context) (uint64, bool) {
 			return after, true
 		}
 		select { // a hand-over that failed, or two elections during the barrier
-		case <-time.After(s.set.commit):
+		case <-time.After(ownEntryRetry):
 		case <-ctx.Done():
 			return 0, false
 		}

@@ -21,6 +21,7 @@ type metrics struct {
 	confirms     *prometheus.CounterVec
 	confirmTime  prometheus.Histogram
 	snapshots    prometheus.Counter
+	notices      *prometheus.CounterVec
 }
 
 const metricsPrefix = "kvmesh_raft_"
@@ -47,10 +48,13 @@ func newMetrics(reg prometheus.Registerer, s *Store) (*metrics, error) {
 		entryOps:     histogram("entry_operations", "Operations that were packed into one log entry.", prometheus.ExponentialBuckets(1, 2, 11)),
 		confirms:     byCode("confirmations_total", "Leadership confirmations, by the code of their outcome."),
 		confirmTime:  histogram("confirmation_seconds", "Time to confirm leadership, when it was confirmed.", seconds),
-		snapshots:    counter("snapshots_total", "Snapshots taken of this node's own state."),
+		notices: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: metricsPrefix + "notices_total", Help: "Commits that members were told of at once, by what became of the message: ok, rejected, failed.",
+		}, []string{"result"}),
+		snapshots: counter("snapshots_total", "Snapshots taken of this node's own state."),
 	}
 	m.collectors = []prometheus.Collector{
-		m.proposals, m.proposalTime, m.ops, m.entryOps, m.confirms, m.confirmTime, m.snapshots,
+		m.proposals, m.proposalTime, m.ops, m.entryOps, m.confirms, m.confirmTime, m.snapshots, m.notices,
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: metricsPrefix + "checkpoints_total", Help: "Checkpoints cut for members that the log no longer reaches back to.",
 		}, func() float64 { return float64(s.snaps.checkpoints()) }),

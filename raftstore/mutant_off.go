@@ -14,6 +14,7 @@ const (
 	mutKeepCut           = false
 	mutMixLineages       = false
 	mutRemoveBlindly     = false
+	mutNoticeBeyond      = false
 )
 
 type mutant struct{}

@@ -20,6 +20,7 @@ var (
 	mutKeepCut           = mutating("keep-cut")           // a log that was cut and cannot be written is kept
 	mutMixLineages       = mutating("mix-lineages")       // Raft speaks to logs of other generations
 	mutRemoveBlindly     = mutating("remove-blindly")     // a removal does not ask whether a quorum remains
+	mutNoticeBeyond      = mutating("notice-beyond")      // a notice commits what it does not bring
 )
 
 func mutating(name string) bool { return os.Getenv("KVMESH_MUTANT") == name }

@@ -29,8 +29,9 @@ const (
 // settings are what a profile means.
 type settings struct {
 	heartbeat, election, lease time.Duration
-	// commit is how long an idle leader waits before it tells its followers the commit index, and so sets the chatter of an
-	// idle cluster.
+	// commit is how long an idle leader waits before it tells its followers the commit index once more, should a notice of
+	// it have been lost (see announcer). It sets the chatter of an idle cluster, and while such a request is under way the
+	// library sends nothing else to its member: a new entry waits for the round trip to end.
 	commit time.Duration
 	// rpc is the deadline of one request to a voter; of a checkpoint it is the deadline per 256 KiB.
 	rpc time.Duration
@@ -63,7 +64,7 @@ func (p Profile) settings() (settings, error) {
 	const mib = 1 << 20
 	s := settings{
 		heartbeat: 300 * time.Millisecond, election: 300 * time.Millisecond, lease: 200 * time.Millisecond,
-		commit: 20 * time.Millisecond, rpc: 5 * time.Second,
+		commit: 100 * time.Millisecond, rpc: 5 * time.Second,
 		snapshotBytes: 64 * mib, snapshotEntries: 32 << 10,
 		trailingBytes: 64 * mib, trailingEntries: 64 << 10,
 		duty: time.Second, changes: 2 << 20,
@@ -73,7 +74,7 @@ func (p Profile) settings() (settings, error) {
 	case ProfileLAN:
 	case ProfileWAN:
 		s.heartbeat, s.election, s.lease = time.Second, time.Second, 500*time.Millisecond
-		s.rpc = 10 * time.Second
+		s.commit, s.rpc = 250*time.Millisecond, 10*time.Second
 		s.stable = 5 * time.Second
 	case ProfileTest:
 		s.heartbeat, s.election, s.lease = 150*time.Millisecond, 150*time.Millisecond, 100*time.Millisecond

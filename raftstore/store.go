@@ -86,6 +86,8 @@ type Store struct {
 	progress *progress
 	raft     *raft.Raft
 	combiner *combiner
+	cache    *raft.LogCache
+	notices  *announcer
 	metrics  *metrics
 
 	notify  chan bool // Raft's word on this node's leadership
@@ -231,11 +233,12 @@ func (s *Store) openDisk(undo *teardown) error {
 	}
 	s.combiner = newCombiner(s)
 	s.log = &watchedLog{Log: log, events: s.combiner, meter: meter, fatal: s.fatal, grown: s.wakeCompactor}
-	s.fsm = &fsm{state: s.state, snaps: s.snaps, fatal: s.fatal, log: s.opts.Logger}
+	s.notices = newAnnouncer(s)
+	s.fsm = &fsm{state: s.state, snaps: s.snaps, committed: s.notices.committed, fatal: s.fatal, log: s.opts.Logger}
 	return nil
 }
 
-func (s *Store) openRaft(undo *teardown) error {
+func (s *Store) openRaft(undo *teardown) (err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	undo.push(func() error { cancel(); s.tasks.Wait(); return nil })
@@ -250,20 +253,19 @@ func (s *Store) openRaft(undo *teardown) error {
 		return !has, err
 	}
 	s.streams = newStreams(ctx, s.opts.Stream, s.opts.NodeID, s.lineages, s.opts.Logger)
-	s.trans = &transport{acks: s.acks, mono: s.opts.Mono, NetworkTransport: raft.NewNetworkTransportWithConfig(
+	s.trans = &transport{acks: s.acks, mono: s.opts.Mono, sent: make(map[raft.ServerID]carried), NetworkTransport: raft.NewNetworkTransportWithConfig(
 		&raft.NetworkTransportConfig{
 			Logger: logger, Stream: s.streams, Timeout: s.set.rpc,
-			MaxPool: 3, MaxRPCsInFlight: 1, MsgpackUseNewTimeFormat: true,
+			MaxPool: 3 + maxNotices, MaxRPCsInFlight: 1, MsgpackUseNewTimeFormat: true,
 		})}
 	undo.push(s.closeTransport)
 
-	cache, err := raft.NewLogCache(logCacheEntries, s.log)
-	if err != nil {
+	if s.cache, err = raft.NewLogCache(logCacheEntries, s.log); err != nil {
 		return err
 	}
 	conf := s.set.raftConfig(s.opts.NodeID)
 	conf.Logger, conf.NotifyCh = logger, s.notify
-	s.raft, err = raft.NewRaft(conf, s.fsm, cache, s.log, s.snaps, s.trans)
+	s.raft, err = raft.NewRaft(conf, s.fsm, s.cache, s.log, s.snaps, s.trans)
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
@@ -280,6 +282,7 @@ func (s *Store) openRaft(undo *teardown) error {
 		return err
 	}
 	s.tasks.Go(func() { s.combiner.run(ctx) })
+	s.tasks.Go(func() { s.notices.run(ctx) })
 	s.tasks.Go(func() { s.watchLeadership(ctx) })
 	s.tasks.Go(func() { s.runCompactor(ctx) })
 	return nil

@@ -130,6 +130,16 @@ type transport struct {
 	*raft.NetworkTransport
 	acks *acks
 	mono func() time.Duration
+
+	mu   sync.Mutex                // guards sent
+	sent map[raft.ServerID]carried // what the library has told each member
+}
+
+// carried is what the library's requests have brought a member in a term.
+type carried struct {
+	term   uint64
+	commit uint64 // the newest commit index
+	last   uint64 // the last entry, while such a request is under way
 }
 
 // AppendEntriesPipeline is refused, so that every request passes AppendEntries. Pipelining is wanted neither: it can
@@ -144,6 +154,53 @@ func (t *transport) AppendEntries(
 	id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse,
 ) error {
 	args.Entries = fitting(args.Entries)
+	if args.PrevLogEntry > 0 || len(args.Entries) > 0 { // no heartbeat
+		t.carry(id, args.Term, args.LeaderCommitIndex, lastOf(args))
+		defer t.carry(id, args.Term, 0, 0)
+	}
+	if err := t.append(id, target, args, resp); err != nil {
+		return err
+	}
+	if resp.Term == args.Term && !resp.Success {
+		t.acks.rejected(args.Term, id)
+	}
+	return nil
+}
+
+// notice sends a request of the announcer. One that is rejected says nothing about the member's log: it may have overtaken
+// the request that it was to follow.
+func (t *transport) notice(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest) (success bool, err error) {
+	var resp raft.AppendEntriesResponse
+	err = t.append(id, target, args, &resp)
+	return resp.Success && resp.Term == args.Term, err
+}
+
+// carry notes what a request of the library brings; last 0: it is not under way any more.
+func (t *transport) carry(id raft.ServerID, term, commit, last uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := t.sent[id]
+	if c.term != term {
+		c = carried{term: term}
+	}
+	c.commit, c.last = max(c.commit, commit), last
+	t.sent[id] = c
+}
+
+// carried is what the library has told a member in a term.
+func (t *transport) carried(term uint64, id raft.ServerID) carried {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c := t.sent[id]; c.term == term {
+		return c
+	}
+	return carried{}
+}
+
+// append sends one request and notes a success.
+func (t *transport) append(
+	id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse,
+) error {
 	ticket := t.acks.ticket() // before anything is sent
 	at := t.mono()
 	// The library decodes into the same resp again and again; a fresh one cannot carry an earlier Success.
@@ -155,17 +212,18 @@ func (t *transport) AppendEntries(
 	if mutConfirmEarlyAcks {
 		ticket = t.acks.ticket()
 	}
-	if answer.Term == args.Term && !answer.Success {
-		t.acks.rejected(args.Term, id)
-	}
 	if answer.Term == args.Term && answer.Success {
-		match := args.PrevLogEntry
-		if n := len(args.Entries); n > 0 {
-			match = args.Entries[n-1].Index
-		}
-		t.acks.success(args.Term, id, ack{ticket: ticket, at: at, match: match})
+		t.acks.success(args.Term, id, ack{ticket: ticket, at: at, match: lastOf(args)})
 	}
 	return nil
+}
+
+// lastOf is the last entry up to which a member's log agrees when it has taken a request.
+func lastOf(args *raft.AppendEntriesRequest) uint64 {
+	if n := len(args.Entries); n > 0 {
+		return args.Entries[n-1].Index
+	}
+	return args.PrevLogEntry
 }
 
 func fitting(entries []*raft.Log) []*raft.Log {

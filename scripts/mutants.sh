@@ -56,7 +56,7 @@ done
 limits() {
 	case $1 in
 	cache) echo -test.skip=^TestBudget$ ;;
-	raftstore) echo -test.run=Confirm\|Quorum\|FullDisk\|Recover\|Remov ;;
+	raftstore) echo -test.run=Confirm\|Quorum\|FullDisk\|Recover\|Remov\|Notice ;;
 	node) echo -test.skip=^TestNewEpoch$ ;;
 	esac
 }
