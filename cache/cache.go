@@ -33,6 +33,9 @@ type Options struct {
 	Clock func() Mono
 	// Asker finds and asks the next tiers. It must be safe for concurrent use.
 	Asker Asker
+	// Local reads one key from the node's own store, however old that is: the answer's Age means nothing. It is asked when
+	// the mesh cannot prove anything to a node that has just started. nil = there is no store.
+	Local func(ctx context.Context, req FillRequest) (FillAnswer, error)
 	// Restarted says that this node may have shown things to clients in an earlier life: nothing is served before
 	// SetLeast has been called, except stale-if-error.
 	Restarted bool

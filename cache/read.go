@@ -91,6 +91,9 @@ func (c *Cache) Get(ctx context.Context, rd Read) (Answer, error) {
 	if ans, ok := c.lastResort(ctx, v, e, rd, lastErr); ok {
 		return ans, nil
 	}
+	if ans, ok := c.unproven(ctx, v, rd, lastErr); ok {
+		return ans, nil
+	}
 	if rd.Explicit && e != nil && !e.Unknown {
 		if age := c.Now() - v.judge(e).proven; age > rd.Limit {
 			return Answer{}, kv.Errorf(kv.CodeStaleBeyondLimit,
@@ -116,6 +119,29 @@ func (c *Cache) lastResort(ctx context.Context, v *view, e *Entry, rd Read, caus
 	c.metrics.stale.WithLabelValues("if-error").Inc()
 	ans.Tier, ans.Reason = TierStale, errText(cause)
 	return ans, true
+}
+
+// unproven answers a default read from the own store of a node that was restarted in an outage, until something is proven
+// to it. Nobody can tell how old that state is, so the answer states no bound, is not kept, and promises no order with what
+// this node showed in an earlier life; a bookmark is met nevertheless. An absence is not given: a key that was created
+// since would be denied.
+func (c *Cache) unproven(ctx context.Context, v *view, rd Read, cause error) (Answer, bool) {
+	if c.opts.Local == nil || rd.Explicit || v.f > void || v.epoch.IsZero() {
+		return Answer{}, false
+	}
+	t := v.target(rd.Namespace, rd.Key)
+	held, p := c.shard(t.hash).heldAndNoted(t)
+	least, _ := c.leastFor(v, t, held, p)
+	least = max(least, v.w, rd.Bookmark.Revision)
+	req := FillRequest{Namespace: rd.Namespace, Key: rd.Key, Epoch: v.epoch, Least: least}
+	ans, err := c.opts.Local(ctx, req)
+	if err != nil || ans.Epoch != v.epoch || (ans.AsOf < least && !mutUnprovenIgnoresLeast) || ans.Absent {
+		return Answer{}, false
+	}
+	e := ans.entry(req, nil)
+	e.ProvenAt, e.Marked, e.Unknown = void, true, true
+	c.metrics.stale.WithLabelValues("if-error").Inc()
+	return Answer{Entry: e, AsOf: e.AsOf, Age: -1, Tier: TierStale, Reason: errText(cause)}, true
 }
 
 // patience is how long one read waits for fills, over all its tries, while an old entry could be served instead.

@@ -61,6 +61,16 @@ func (a *answerer) fill(ctx context.Context, args *wire.FillArgs) (wire.FillResu
 	return res, body, err
 }
 
+// local answers from the state as it is: whether it is current nobody can say.
+func (a *answerer) local(ctx context.Context, args *wire.FillArgs) (wire.FillResult, []byte, error) {
+	st := a.store.State()
+	if applied := st.Applied(); applied.Epoch != args.Epoch || applied.Revision < args.Least {
+		return wire.FillResult{}, nil, kv.Errorf(kv.CodeStaleBeyondLimit,
+			"this voter's state is at revision %d, %d was asked for", applied.Revision, args.Least)
+	}
+	return a.read(ctx, st, args)
+}
+
 // read makes an answer of the state's item, with age 0.
 func (a *answerer) read(ctx context.Context, st *state.State, args *wire.FillArgs) (wire.FillResult, []byte, error) {
 	item, applied, err := st.Get(args.Namespace, args.Key, false)

@@ -139,6 +139,17 @@ func (a *asker) Ask(ctx context.Context, hop cache.Hop, req cache.FillRequest) (
 	return a.call(ctx, hop, req)
 }
 
+// local reads the own store of a voter, without any proof of how current it is.
+func (a *asker) local(ctx context.Context, req cache.FillRequest) (cache.FillAnswer, error) {
+	ctx, cancel := context.WithTimeout(ctx, fillHopTimeout)
+	defer cancel()
+	res, body, err := a.n.answerer.local(ctx, fillArgs(cache.Hop{Node: a.n.id.nodeID, Tier: cache.TierCentral}, req))
+	if err != nil {
+		return cache.FillAnswer{}, err
+	}
+	return a.open(req, res, body)
+}
+
 // call asks another node.
 func (a *asker) call(ctx context.Context, hop cache.Hop, req cache.FillRequest) (cache.FillAnswer, error) {
 	began := time.Now()

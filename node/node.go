@@ -229,11 +229,14 @@ func (n *Node) openCache() error {
 	if err := n.control.loadCopy(); err != nil {
 		n.log.Warn("the local copy of the control state is of no use, the mesh will give a new one", "error", err)
 	}
-	n.cache = cache.New(cache.Options{
-		Bytes: n.opts.CacheBytes, Clock: own.Now, Restarted: true,
-		Asker:  &asker{n: n, hedge: newHedger()},
-		Logger: n.component("cache"), Metrics: n.reg,
-	})
+	ask := &asker{n: n, hedge: newHedger()}
+	opts := cache.Options{
+		Bytes: n.opts.CacheBytes, Clock: own.Now, Restarted: true, Asker: ask, Logger: n.component("cache"), Metrics: n.reg,
+	}
+	if n.opts.Role != certs.RoleEdge {
+		opts.Local = ask.local
+	}
+	n.cache = cache.New(opts)
 	n.undo.push("cache", func(context.Context) error { n.cache.Close(); return nil })
 	n.hints.cache, n.hints.gossip = n.cache, n.gossip
 	n.blobs = newBlobTransfer(n.ctx, n.id.nodeID, n.dir, n.dialer, n.component("blobs"))
