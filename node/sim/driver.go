@@ -18,8 +18,6 @@ const (
 	numClients = 6
 	// opTimeout bounds one client operation.
 	opTimeout = 8 * time.Second
-	// lateWrites is when everything has landed, or failed, that was sent before the network was healed.
-	lateWrites = 5 * time.Second
 )
 
 // cacheSizes of the machines, in turn: ten entries, room for everything, three entries.
@@ -222,9 +220,7 @@ func (w *world) converge(ctx context.Context, ns kv.Namespace) error {
 	if err := w.ready(ctx); err != nil {
 		return fmt.Errorf("converge: %w", err)
 	}
-	// One last write of every key, so that nothing of unknown outcome is the newest. What is still on its way has to land
-	// before: links have just been joined, and lost segments are sent again.
-	time.Sleep(lateWrites)
+	// One last write of every key, so that nothing of unknown outcome is the newest.
 	n := w.machines[0].running()
 	for i := range numKeys {
 		value := fmt.Sprintf("last.%d", i)
