@@ -125,17 +125,8 @@ race_tests() {
 	while IFS= read -r dir; do
 		if grep -qs '"testing/synctest"' "$dir"/*_test.go; then virtual+=("$dir"); else real+=("$dir"); fi
 	done < <(go list -f '{{.Dir}}' ./...)
-	go test -race -shuffle=on -timeout=15m "${real[@]}"
-	go test -race -shuffle=on -timeout=15m -cpu=1 "${virtual[@]}"
-}
-
-# nemesis breaks real processes for four minutes. What it does it with is Linux's.
-nemesis() {
-	if [[ $(uname -s) == Linux ]]; then
-		bash scripts/nemesis.sh 4
-	else
-		echo "NOT RUN: no faults are injected into real processes here, that takes Linux; see scripts/nemesis.sh"
-	fi
+	go test -race -shuffle=on -timeout=30m "${real[@]}"
+	go test -race -shuffle=on -timeout=30m -cpu=1 "${virtual[@]}"
 }
 
 step "tools" tools
@@ -147,5 +138,4 @@ step "staticcheck" statics
 step "imports" imports
 step "go test -race" race_tests
 step "simulation" bash scripts/sim.sh 30
-step "nemesis" nemesis
 step "real data" bash scripts/realdata.sh
