@@ -289,9 +289,16 @@ func (s *Store) applyTo(st *state.State) error {
 		return err
 	}
 	var failed error
-	machine := &fsm{state: st, snaps: s.snaps, log: s.opts.Logger, fatal: func(err error) { failed = err }}
+	machine := &fsm{
+		state: st, snaps: s.snaps, log: s.opts.Logger,
+		committed: func(uint64) {}, // there is nobody to tell
+		fatal:     func(err error) { failed = err },
+	}
 	var batch []*raft.Log
 	flush := func() error {
+		if len(batch) == 0 {
+			return failed
+		}
 		machine.ApplyBatch(batch)
 		batch = nil
 		return failed
