@@ -26,6 +26,7 @@ type Writer struct {
 	tmp   string   // path of the unfinished file
 	size  int64
 	begun int64         // bytes that the kernel has been asked to write
+	buf   []byte        // what the file is given
 	sum   xxhash.Digest // of the segment that is being written
 	sums  []byte        // of those before it
 	err   error         // why the writer ended, for all later calls
@@ -106,7 +107,9 @@ func (w *Writer) Write(p []byte) (int, error) {
 }
 
 func (w *Writer) append(p []byte) (n int, err error) {
-	_, _ = w.sum.Write(p) // never fails; before the file gets it, see vfs.File
+	_, _ = w.sum.Write(p)           // never fails
+	w.buf = append(w.buf[:0], p...) // a vfs.File may change what it is given; at most a segment
+	p = w.buf
 	if w.want != nil {
 		n, err = w.f.WriteAt(p, w.size)
 	} else {
