@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,18 +91,20 @@ type link struct {
 	speaker, listener, dialer string
 	closed                    chan struct{}
 	once                      sync.Once
+	greeted                   atomic.Bool // the first write, a greeting, is never held back: connections can still be opened
 }
 
 func (l *link) Write(p []byte) (int, error) {
 	l.n.mu.Lock()
 	held := l.n.held[[3]string{l.speaker, l.listener, l.dialer}]
 	l.n.mu.Unlock()
-	if held != nil {
+	if held != nil && l.greeted.Load() {
 		select {
 		case <-held:
 		case <-l.closed:
 		}
 	}
+	l.greeted.Store(true)
 	return l.Conn.Write(p)
 }
 
