@@ -196,6 +196,7 @@ func (l powerLog) remember(key string, val any, set func() error) error {
 type powerTest struct {
 	*cluster
 	*machine
+	dice  *rand.Rand     // the driver's; a machine has its own, under its lock
 	tried map[string]int // by writer: the highest number that was ever proposed
 }
 
@@ -203,9 +204,10 @@ var powerWriters = []string{"x", "y", "z"}
 
 func newPowerTest(t *testing.T, rng *rand.Rand) *powerTest {
 	p := &powerTest{
-		cluster: newCluster(t, "a"), tried: make(map[string]int),
+		cluster: newCluster(t, "a"), dice: rng, tried: make(map[string]int),
 		machine: &machine{
-			disk: vfs.NewCrashableMem(), journal: rng.IntN(2) == 0, log: memoryLog{raft.NewInmemStore()}, rng: rng,
+			disk: vfs.NewCrashableMem(), journal: rng.IntN(2) == 0, log: memoryLog{raft.NewInmemStore()},
+			rng:    rand.New(rand.NewPCG(rng.Uint64(), 3)),
 			stable: make(map[string]any), acked: make(map[string]int),
 		},
 	}
@@ -248,7 +250,7 @@ func (p *powerTest) run(changes int) {
 	var writers sync.WaitGroup
 	tried := make([]int, len(powerWriters))
 	for i, writer := range powerWriters {
-		rng := rand.New(rand.NewPCG(p.rng.Uint64(), 1))
+		rng := rand.New(rand.NewPCG(p.dice.Uint64(), 1))
 		writers.Go(func() {
 			n := p.tried[writer]
 			for p.isCut() == nil && !p.t.Failed() {
