@@ -39,9 +39,11 @@ type Options struct {
 	ChangeIndex kv.Revision
 	// WAN says that voters and members are far apart.
 	WAN bool
-	// Hasty takes snapshots after a few hundred log entries, so that tests reach what takes days elsewhere, and without WAN the
-	// shortest timers of the central store.
-	Hasty   bool
+	// Hasty takes snapshots after a few hundred log entries, so that tests reach what takes days elsewhere, and without Patient
+	// the shortest timers of the central store.
+	Hasty bool
+	// Patient keeps a leader for seconds while nothing is heard of it, for tests on a machine that is busy with other things.
+	Patient bool
 	Version string
 	Logger  *slog.Logger
 	// Shaper delays what this node sends; nil = no delay.
@@ -100,8 +102,10 @@ func (e *Environment) defaults() {
 
 func (o *Options) raftProfile() raftstore.Profile {
 	switch {
-	case o.Hasty && o.WAN:
-		return raftstore.ProfileTestWAN
+	case o.Hasty && o.Patient:
+		return raftstore.ProfileTestPatient
+	case o.Patient:
+		return raftstore.ProfilePatient
 	case o.Hasty:
 		return raftstore.ProfileTest
 	case o.WAN:
@@ -111,7 +115,7 @@ func (o *Options) raftProfile() raftstore.Profile {
 }
 
 func (o *Options) gossipProfile() gossip.Profile {
-	if o.WAN {
+	if o.WAN || o.Patient {
 		return gossip.WAN
 	}
 	return gossip.LAN

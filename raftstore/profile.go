@@ -21,9 +21,11 @@ const (
 	ProfileWAN
 	// ProfileTest has the shortest timers and takes snapshots after a few hundred entries, so that tests reach everything.
 	ProfileTest
-	// ProfileTestWAN takes snapshots like ProfileTest and has the timers of ProfileWAN, for tests in real time on a machine that
-	// is busy with other things.
-	ProfileTestWAN
+	// ProfilePatient is ProfileWAN with timers of several seconds, for tests in real time on a machine that may stand still for
+	// a second or two: whatever leader there is remains.
+	ProfilePatient
+	// ProfileTestPatient takes snapshots like ProfileTest and has the timers of ProfilePatient.
+	ProfileTestPatient
 )
 
 // settings are what a profile means.
@@ -83,12 +85,14 @@ func (p Profile) settings() (settings, error) {
 		s.trailingBytes, s.trailingEntries = 64<<10, 64
 		s.duty = 100 * time.Millisecond
 		s.stable, s.dead = 500*time.Millisecond, 3*time.Second
-	case ProfileTestWAN:
-		s.heartbeat, s.election, s.lease = time.Second, time.Second, 500*time.Millisecond
+	case ProfilePatient, ProfileTestPatient:
+		s.heartbeat, s.election, s.lease = 3*time.Second, 3*time.Second, 3*time.Second
 		s.rpc = 10 * time.Second
-		s.snapshotBytes, s.snapshotEntries = 256<<10, 256
-		s.trailingBytes, s.trailingEntries = 64<<10, 64
 		s.stable, s.dead = 500*time.Millisecond, 3*time.Second
+		if p == ProfileTestPatient {
+			s.snapshotBytes, s.snapshotEntries = 256<<10, 256
+			s.trailingBytes, s.trailingEntries = 64<<10, 64
+		}
 	default:
 		return s, fmt.Errorf("unknown profile %d", p)
 	}

@@ -36,7 +36,7 @@ type Shape struct {
 	// Machine gives what a node takes from its machine, so that sockets can be disturbed; nil = the real machine.
 	Machine    func(Member) node.Environment
 	Hasty      bool // as in node.Options
-	Patient    bool // timers as for WAN, without its delays: for a machine that is busy with other things
+	Patient    bool // as in node.Options
 	CacheBytes int64
 	MeshKey    certs.MeshKey
 	Token      *auth.Token
@@ -110,7 +110,7 @@ func (s *Shape) members() []Member {
 	add := func(role, region, name string) {
 		o := node.Options{
 			Role: role, Region: region, Name: name, DataDir: filepath.Join(s.DataDir, name), MeshKey: s.MeshKey, Token: s.Token,
-			CacheBytes: s.CacheBytes, WAN: s.WAN || s.Patient, Hasty: s.Hasty, Version: s.Version, Logger: s.Logger, Fatal: s.Fatal,
+			CacheBytes: s.CacheBytes, WAN: s.WAN, Hasty: s.Hasty, Patient: s.Patient, Version: s.Version, Logger: s.Logger, Fatal: s.Fatal,
 		}
 		if role == certs.RoleVoter {
 			o.BootstrapExpect = s.Voters
