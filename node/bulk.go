@@ -25,7 +25,9 @@ const (
 	// that the cache will hold, which can be much larger than the pointers to them.
 	bulkChunkBytes = kv.MaxBatchBytes - command.BatchOverhead
 	bulkKeptBytes  = 2 << 20
-	bulkRetry      = time.Second
+	// bulkPatience is how long a call waits for its turn, and bulkRetry what it is told when that did not come.
+	bulkPatience = 5 * time.Second
+	bulkRetry    = time.Second
 )
 
 // bulkGate bounds the bulk writes of a node.
@@ -38,17 +40,29 @@ func newBulkGate() *bulkGate {
 	return &bulkGate{calls: make(chan struct{}, maxBulkCalls), bytes: semaphore.NewWeighted(maxBulkBytes)}
 }
 
-// WriteEach packs writes into chunks of one log entry each, several of which are on their way at a time.
-func (s *service) WriteEach(ctx context.Context, writes iter.Seq2[api.Write, func(api.WriteResult, error)]) error {
+// enter waits for a turn.
+func (g *bulkGate) enter(ctx context.Context) error {
+	turn := time.NewTimer(bulkPatience)
+	defer turn.Stop()
 	select {
-	case s.bulk.calls <- struct{}{}:
-		defer func() { <-s.bulk.calls }()
-	default:
+	case g.calls <- struct{}{}:
+		return nil
+	case <-turn.C:
 		return &kv.Error{
 			Code: kv.CodeOverloaded, RetryAfter: bulkRetry,
 			Message: "this node carries out as many bulk writes as it can already; nothing was written, send it again later",
 		}
+	case <-ctx.Done():
+		return kv.Errorf(kv.CodeDeadlineExceeded, "the call ended before its turn came; nothing was written")
 	}
+}
+
+// WriteEach packs writes into chunks of one log entry each, several of which are on their way at a time.
+func (s *service) WriteEach(ctx context.Context, writes iter.Seq2[api.Write, func(api.WriteResult, error)]) error {
+	if err := s.bulk.enter(ctx); err != nil {
+		return err
+	}
+	defer func() { <-s.bulk.calls }()
 	b := &bulkWrite{s: s, ctx: ctx, chunk: &bulkChunk{}, slots: make(chan struct{}, bulkInFlight), flying: make(map[bulkKey]*bulkChunk)}
 	for w, told := range writes {
 		b.add(w, told)

@@ -275,7 +275,7 @@ func TestBulkStops(t *testing.T) {
 	})
 }
 
-// TestBulkGate: one call more than may run is refused before it takes a write, and all that was taken is given back.
+// TestBulkGate: one call more than may run is refused, when its turn does not come, before it takes a write; all that was taken is given back.
 func TestBulkGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newWriteRig(t)
@@ -295,6 +295,12 @@ func TestBulkGate(t *testing.T) {
 		if e := asKVError(err); e == nil || e.Code != kv.CodeOverloaded || e.RetryAfter == 0 {
 			t.Errorf("one call more: %v", err)
 		}
+		calls.Go(func() { // one that comes later, and waits for its turn
+			if err := r.WriteEach(t.Context(), r.puts(t, newTold(t), 1, 0, func(int) string { return "late" })); err != nil {
+				t.Errorf("one that waited: %v", err)
+			}
+		})
+		synctest.Wait()
 		close(release)
 		calls.Wait()
 		if !r.bulk.bytes.TryAcquire(maxBulkBytes) || len(r.bulk.calls) != 0 {
