@@ -220,7 +220,8 @@ type largeValue struct {
 	end     int64
 	sources []string // that have not failed since the last progress, the present one first; "" = the own disk
 	suspect bool     // the own copy was whole, and could not be opened
-	errs    []error  // since the last progress
+	pace    pacer
+	errs    []error // since the last progress
 }
 
 // openValue opens a value of size bytes at an offset. open makes the sealed bytes that it gets from the function it is
@@ -295,6 +296,9 @@ func (v *largeValue) Read(p []byte) (int, error) {
 		if n > 0 {
 			v.pos += int64(n)
 			v.progress()
+			if v.sources[0] == "" { // else it is its voter that gives way
+				v.pace.after(v.ctx, n)
+			}
 			return n, nil
 		}
 		switch {

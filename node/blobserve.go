@@ -139,6 +139,7 @@ func (t *blobTransfer) give(ctx context.Context, ref wire.BlobRef, conn blobConn
 	}
 	chunk := t.pages.Get().(*[]byte)
 	defer t.pages.Put(chunk)
+	var pace pacer
 	for left > 0 {
 		n, err := r.Read((*chunk)[:min(int64(len(*chunk)), left)])
 		if n > 0 {
@@ -147,6 +148,7 @@ func (t *blobTransfer) give(ctx context.Context, ref wire.BlobRef, conn blobConn
 				return err
 			}
 			left -= int64(n)
+			pace.after(ctx, n)
 		}
 		if err != nil && left > 0 {
 			return fmt.Errorf("%d bytes are left: %w", left, err)

@@ -75,6 +75,7 @@ func blobQuorumError(good, quorum, of int, failures []error) error {
 // feedLanes reads the blob once and hands every chunk to all living lanes.
 func (t *blobTransfer) feedLanes(ctx context.Context, r io.Reader, lanes []*blobLane, quorum int) (int64, error) {
 	var total int64
+	var pace pacer
 	for {
 		chunk, err := t.chunks.get(ctx)
 		if err != nil {
@@ -97,6 +98,7 @@ func (t *blobTransfer) feedLanes(ctx context.Context, r io.Reader, lanes []*blob
 			}
 		}
 		chunk.release()
+		pace.after(ctx, n)
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return total, nil
 		}

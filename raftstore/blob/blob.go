@@ -59,6 +59,10 @@ type Store struct {
 	dir     string
 	gates   gates     // by path: who may rename to it
 	buffers sync.Pool // of *[]byte, SegmentBytes each
+	// disk has room for one: who writes, or waits for what was written. A write to a file stops a thread and its processor
+	// until the kernel takes the bytes, which is long when pages pile up; were many stopped at once, nothing would be left for
+	// Raft's heartbeats.
+	disk chan struct{}
 
 	mu         sync.Mutex              // guards all below
 	namespaces map[kv.NamespaceID]bool // whose directory is known to be on disk
@@ -75,7 +79,7 @@ func Open(dir string) (*Store, error) { return OpenFS(vfs.Default, dir) }
 func OpenFS(disk vfs.FS, dir string) (*Store, error) {
 	s := &Store{
 		fs: disk, dir: dir, namespaces: make(map[kv.NamespaceID]bool),
-		writers: make(map[Ref]int), resumed: make(map[Ref]bool),
+		writers: make(map[Ref]int), resumed: make(map[Ref]bool), disk: make(chan struct{}, 1),
 	}
 	s.gates.busy = make(map[string]chan struct{})
 	s.buffers.New = func() any { b := make([]byte, SegmentBytes); return &b }
@@ -213,6 +217,12 @@ func parseName(id []byte, name string) bool {
 	}
 	_, err := hex.Decode(id, []byte(name))
 	return err == nil && hex.EncodeToString(id) == name
+}
+
+// turn waits for the writer's turn at the disk, and returns the function that ends it.
+func (s *Store) turn() (done func()) {
+	s.disk <- struct{}{}
+	return func() { <-s.disk }
 }
 
 func (s *Store) sub(name string) string { return s.fs.PathJoin(s.dir, name) }

@@ -26,7 +26,6 @@ type Writer struct {
 	tmp   string   // path of the unfinished file
 	size  int64
 	begun int64         // bytes that the kernel has been asked to write
-	buf   []byte        // what the file is given
 	sum   xxhash.Digest // of the segment that is being written
 	sums  []byte        // of those before it
 	err   error         // why the writer ended, for all later calls
@@ -107,9 +106,11 @@ func (w *Writer) Write(p []byte) (int, error) {
 }
 
 func (w *Writer) append(p []byte) (n int, err error) {
-	_, _ = w.sum.Write(p)           // never fails
-	w.buf = append(w.buf[:0], p...) // a vfs.File may change what it is given; at most a segment
-	p = w.buf
+	_, _ = w.sum.Write(p) // never fails
+	defer w.store.turn()()
+	buf := w.store.buffers.Get().(*[]byte)
+	defer w.store.buffers.Put(buf)
+	p = (*buf)[:copy(*buf, p)] // a vfs.File may change what it is given; at most a segment
 	if w.want != nil {
 		n, err = w.f.WriteAt(p, w.size)
 	} else {
@@ -155,7 +156,10 @@ func (w *Writer) Commit() error {
 		return w.fail("write blob", err)
 	}
 	if !mutNoFsync {
-		if err := w.f.Sync(); err != nil {
+		done := w.store.turn()
+		err := w.f.Sync()
+		done()
+		if err != nil {
 			return w.fail("fsync blob", err)
 		}
 	}
