@@ -217,19 +217,26 @@ type largeValue struct {
 
 	cur     io.ReadCloser
 	pos     int64
-	end     int64
+	end     int64 // of what is wanted
+	until   int64 // the end of the sealed bytes that hold that
 	sources []string // that have not failed since the last progress, the present one first; "" = the own disk
 	suspect bool     // the own copy was whole, and could not be opened
 	pace    pacer
 	errs    []error // since the last progress
 }
 
-// openValue opens a value of size bytes at an offset. open makes the sealed bytes that it gets from the function it is
-// given into the value's, from offset on.
-func (t *blobTransfer) openValue(ctx context.Context, ref blob.Ref, size, offset int64,
+// span is a part of a value.
+type span struct{ offset, length int64 }
+
+// openValue opens a part of a value of size bytes. open makes the sealed bytes that it gets from the function it is given
+// into the value's, from an offset on. No more is asked for than the segments that hold the part, and the first one.
+func (t *blobTransfer) openValue(ctx context.Context, ref blob.Ref, size int64, part span,
 	open func(offset int64, sealed func(int64) (io.ReadCloser, error)) (io.ReadCloser, error),
 ) (*largeValue, error) {
-	v := &largeValue{t: t, ctx: ctx, ref: ref, sealed: seal.SealedSize(size), open: open, pos: offset, end: size}
+	v := &largeValue{
+		t: t, ctx: ctx, ref: ref, sealed: seal.SealedSize(size), open: open,
+		pos: part.offset, end: part.offset + part.length, until: seal.SealedEnd(part.offset+part.length, size),
+	}
 	v.sources = v.allSources()
 	if err := v.connect(); err != nil {
 		return nil, err
@@ -248,7 +255,8 @@ func (v *largeValue) allSources() (all []string) {
 func (v *largeValue) connect() error {
 	for len(v.sources) > 0 && v.ctx.Err() == nil {
 		source := &blobSource{
-			t: v.t, ctx: v.ctx, ref: v.ref, voter: v.sources[0], want: v.sealed, middle: v.pos >= seal.SegmentSize,
+			t: v.t, ctx: v.ctx, ref: v.ref, voter: v.sources[0], want: v.sealed, until: v.until,
+			middle: v.pos >= seal.SegmentSize,
 		}
 		r, err := v.open(v.pos, source.open)
 		if err == nil {
@@ -256,7 +264,9 @@ func (v *largeValue) connect() error {
 			return nil
 		}
 		source.close()
-		v.failed(err)
+		if v.ctx.Err() == nil {
+			v.failed(err)
+		}
 	}
 	if err := context.Cause(v.ctx); err != nil {
 		return err
@@ -291,6 +301,9 @@ func (v *largeValue) failed(err error) {
 }
 
 func (v *largeValue) Read(p []byte) (int, error) {
+	if p = p[:min(int64(len(p)), v.end-v.pos)]; len(p) == 0 {
+		return 0, io.EOF
+	}
 	for {
 		n, err := v.cur.Read(p)
 		if n > 0 {
@@ -304,8 +317,6 @@ func (v *largeValue) Read(p []byte) (int, error) {
 		switch {
 		case err == nil:
 			continue
-		case errors.Is(err, io.EOF) && v.pos == v.end:
-			return 0, io.EOF
 		case v.ctx.Err() != nil:
 			return 0, context.Cause(v.ctx)
 		case errors.Is(err, fs.ErrClosed), len(v.sources) == 0:
@@ -358,6 +369,7 @@ type blobSource struct {
 	ref    blob.Ref
 	voter  string // "" = the own disk
 	want   int64  // the size that the copy must have
+	until  int64  // the end of what is wanted of it
 	middle bool   // the first question is for the header only
 	conn   blobConn
 	last   *sourcePart
@@ -376,11 +388,11 @@ func (s *blobSource) open(offset int64) (io.ReadCloser, error) {
 		return nil, err
 	}
 	ask := &wire.BlobRef{Namespace: s.ref.Namespace, Blob: s.ref.ID, Offset: offset}
-	left := s.want - offset
+	left := s.until - offset
 	if s.middle && offset == 0 {
 		left = min(left, seal.SegmentSize)
-		ask.Length = left
 	}
+	ask.Length = left
 	head, err := s.conn.get(ask)
 	if err != nil {
 		return nil, err

@@ -37,6 +37,8 @@ type blobRig struct {
 	voters map[string]*blobVoter
 	edge   *blobTransfer
 	dials  atomic.Int64
+	// received counts the bytes that came over the connections that were dialled.
+	received atomic.Int64
 	cutAt  atomic.Int64 // the next connection breaks after so many bytes; 0 = none does
 }
 
@@ -155,7 +157,18 @@ func (r *blobRig) dial(ctx context.Context, network, addr string) (net.Conn, err
 	if at := r.cutAt.Swap(0); at > 0 && err == nil {
 		return &cutConn{Conn: c, left: at}, nil
 	}
-	return c, err
+	return countedConn{c, &r.received}, err
+}
+
+type countedConn struct {
+	net.Conn
+	n *atomic.Int64
+}
+
+func (c countedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.n.Add(int64(n))
+	return n, err
 }
 
 // cutConn breaks after some bytes have been read.
@@ -228,8 +241,12 @@ func (r *blobRig) name(it *item, names ...string) {
 
 // open opens a value as a node does for a client.
 func (r *blobRig) open(at *blobTransfer, it *item, offset int64) (*largeValue, error) {
+	return r.openPart(at, it, span{offset, int64(len(it.plain)) - offset})
+}
+
+func (r *blobRig) openPart(at *blobTransfer, it *item, part span) (*largeValue, error) {
 	size := int64(len(it.plain))
-	return at.openValue(r.t.Context(), it.ref, size, offset, func(off int64, sealed func(int64) (io.ReadCloser, error)) (io.ReadCloser, error) {
+	return at.openValue(r.t.Context(), it.ref, size, part, func(off int64, sealed func(int64) (io.ReadCloser, error)) (io.ReadCloser, error) {
 		return r.key.OpenReader(blobSpace, it.key, it.id, seal.SealedSize(size), size, off, sealed)
 	})
 }
@@ -331,20 +348,27 @@ func TestReadMiddle(t *testing.T) {
 	r := newBlobRig(t, "a", "b")
 	it := r.item(50 * seal.SegmentSize)
 	r.store("a", it, it.sealed)
-	r.dials.Store(0)
-	v, err := r.open(r.edge, it, 30*seal.SegmentSize)
-	if err != nil {
-		t.Fatal(err)
-	}
-	part := make([]byte, 100)
-	if _, err := io.ReadFull(v, part); err != nil || !bytes.Equal(part, it.plain[30*seal.SegmentSize:][:100]) {
-		t.Errorf("other bytes: %v", err)
-	}
-	if err := v.Close(); err != nil {
-		t.Error(err)
-	}
-	if n := r.dials.Load(); n != 1 {
-		t.Errorf("%d connections", n)
+	for _, part := range []span{
+		{30 * seal.SegmentSize, 100}, {30 * seal.SegmentSize, 3 * seal.SegmentSize}, {0, 1}, {10, seal.SegmentSize},
+		{50*seal.SegmentSize - 7, 7}, {50*seal.SegmentSize - seal.SegmentSize, 1000}, {seal.SegmentSize, 0},
+	} {
+		r.dials.Store(0)
+		r.received.Store(0)
+		v, err := r.openPart(r.edge, it, part)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(v)
+		if err := errors.Join(err, v.Close()); err != nil || !bytes.Equal(got, it.plain[part.offset:][:part.length]) {
+			t.Errorf("%+v: %d bytes, %v", part, len(got), err)
+		}
+		if n := r.dials.Load(); n != 1 {
+			t.Errorf("%+v: %d connections", part, n)
+		}
+		// The first segment, those of the part, at most one more on each side, and what TLS adds.
+		if n, most := r.received.Load(), part.length+4*seal.SegmentSize+20_000; n > most {
+			t.Errorf("%+v: %d bytes came, at most %d should", part, n, most)
+		}
 	}
 }
 

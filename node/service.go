@@ -89,18 +89,18 @@ func (s *service) Get(ctx context.Context, req api.GetRequest) (*api.Value, erro
 		v.Bytes = e.Value
 		return v, nil
 	}
-	v.Open = func(ctx context.Context, offset int64) (io.ReadCloser, error) { return s.openValue(ctx, e, offset) }
+	v.Open = func(ctx context.Context, offset, length int64) (io.ReadCloser, error) { return s.openValue(ctx, e, offset, length) }
 	return v, nil
 }
 
 // openValue streams a value that is too large to be cached, from whichever voter has its blob.
-func (s *service) openValue(ctx context.Context, e *cache.Entry, offset int64) (io.ReadCloser, error) {
+func (s *service) openValue(ctx context.Context, e *cache.Entry, offset, length int64) (io.ReadCloser, error) {
 	key, err := s.control.dataKey(e.Namespace)
 	if err != nil {
 		return nil, err
 	}
 	ref := blob.Ref{Namespace: e.Namespace, ID: e.Blob}
-	v, err := s.blobs.openValue(ctx, ref, e.Size, offset, func(at int64, sealed func(int64) (io.ReadCloser, error)) (io.ReadCloser, error) {
+	v, err := s.blobs.openValue(ctx, ref, e.Size, span{offset, length}, func(at int64, sealed func(int64) (io.ReadCloser, error)) (io.ReadCloser, error) {
 		return key.OpenReader(e.Namespace, e.Key, e.WriteID, seal.SealedSize(e.Size), e.Size, at, sealed)
 	})
 	if errors.Is(err, fs.ErrNotExist) {

@@ -95,7 +95,7 @@ func TestStuckUpstreamIsCut(t *testing.T) {
 		r.svc.onGet = func(context.Context, GetRequest) (*Value, error) {
 			return &Value{
 				Epoch: testEpoch, Revision: 1, Size: 1000, Tier: TierStore,
-				Open: func(ctx context.Context, _ int64) (io.ReadCloser, error) { return &stuck{ctx: ctx}, nil },
+				Open: func(ctx context.Context, _, _ int64) (io.ReadCloser, error) { return &stuck{ctx: ctx}, nil },
 			}, nil
 		}
 		start := time.Now()

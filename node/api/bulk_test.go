@@ -313,11 +313,11 @@ func TestBulkGetStreams(t *testing.T) {
 			close(slow)
 		case "large":
 			v.Size, v.Bytes = int64(len(large)), nil
-			v.Open = func(context.Context, int64) (io.ReadCloser, error) {
+			v.Open = func(context.Context, int64, int64) (io.ReadCloser, error) {
 				return io.NopCloser(strings.NewReader(large)), nil
 			}
 		case "broken":
-			v.Open = func(context.Context, int64) (io.ReadCloser, error) {
+			v.Open = func(context.Context, int64, int64) (io.ReadCloser, error) {
 				return nil, kv.Errorf(kv.CodeUnavailable, "no voter")
 			}
 		case "huge":
@@ -339,7 +339,7 @@ func TestBulkGetStreams(t *testing.T) {
 func TestBulkGetCut(t *testing.T) {
 	r := newRig(t)
 	r.svc.onGet = func(context.Context, GetRequest) (*Value, error) {
-		return &Value{Epoch: testEpoch, Revision: 1, Size: 10, Tier: TierStore, Open: func(context.Context, int64) (io.ReadCloser, error) {
+		return &Value{Epoch: testEpoch, Revision: 1, Size: 10, Tier: TierStore, Open: func(context.Context, int64, int64) (io.ReadCloser, error) {
 			return io.NopCloser(strings.NewReader("short")), nil
 		}}, nil
 	}

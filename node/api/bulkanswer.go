@@ -230,7 +230,7 @@ func (s *surface) answerGet(ctx context.Context, a *bulkAnswer, key string, f fo
 			"the values of this answer have %d bytes already, and this one %d; the limit is %d: get it in another call",
 			maxBulkValues-a.left, v.Size, int64(maxBulkValues))
 	case v.Open != nil && v.Size > 0:
-		opened, err := v.Open(ctx, 0)
+		opened, err := v.Open(ctx, 0, v.Size)
 		if err != nil {
 			refused = asError(err)
 			break

@@ -85,7 +85,7 @@ type Value struct {
 	// Bytes is the whole value, shared and not to be changed. nil when Open is set.
 	Bytes []byte
 	// Open streams the value from offset. The caller closes what it returns.
-	Open func(ctx context.Context, offset int64) (io.ReadCloser, error)
+	Open func(ctx context.Context, offset, length int64) (io.ReadCloser, error)
 }
 
 // Tier names who answered, as the header Kv-Cache shows it.

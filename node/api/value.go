@@ -179,7 +179,7 @@ func (s *surface) sendValue(c *call, v *Value, tag string) error {
 	default:
 		ctx, touch, stop := idleContext(c.r.Context(), s.timeout)
 		defer stop()
-		opened, err := v.Open(ctx, part.start)
+		opened, err := v.Open(ctx, part.start, part.length)
 		if err != nil {
 			return err
 		}

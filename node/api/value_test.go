@@ -221,7 +221,7 @@ func TestRanges(t *testing.T) {
 			if inMemory {
 				v.Bytes = value
 			} else {
-				v.Open = func(_ context.Context, off int64) (io.ReadCloser, error) {
+				v.Open = func(_ context.Context, off, _ int64) (io.ReadCloser, error) {
 					return io.NopCloser(bytes.NewReader(value[off:])), nil
 				}
 			}
@@ -334,7 +334,7 @@ func TestStreamedValues(t *testing.T) {
 		r.svc.onGet = func(context.Context, GetRequest) (*Value, error) {
 			return &Value{
 				Epoch: testEpoch, Revision: 1, Size: size, Tier: TierStore,
-				Open: func(context.Context, int64) (io.ReadCloser, error) { return tc.src, nil },
+				Open: func(context.Context, int64, int64) (io.ReadCloser, error) { return tc.src, nil },
 			}, nil
 		}
 		resp, err := http.Get("http://" + r.serve() + "/v1/kv/default/k")
@@ -377,7 +377,7 @@ func TestClientThatLeavesEndsTheUpstreamRead(t *testing.T) {
 	r.svc.onGet = func(context.Context, GetRequest) (*Value, error) {
 		return &Value{
 			Epoch: testEpoch, Revision: 1, Size: math.MaxInt64, Tier: TierStore,
-			Open: func(ctx context.Context, _ int64) (io.ReadCloser, error) { return &endless{ctx, done}, nil },
+			Open: func(ctx context.Context, _, _ int64) (io.ReadCloser, error) { return &endless{ctx, done}, nil },
 		}, nil
 	}
 	resp, err := http.Get("http://" + r.serve() + "/v1/kv/default/k")

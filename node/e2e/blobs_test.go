@@ -139,7 +139,7 @@ func TestLostBlobs(t *testing.T) {
 		}
 	}
 	for _, th := range throttles {
-		th.Rate(2 << 20)
+		th.Rate(512 << 10)
 	}
 	victim.Start(t)
 	nodetest.WaitReady(t, victim)

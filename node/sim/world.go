@@ -309,7 +309,7 @@ func get(ctx context.Context, n *node.Node, ns kv.Namespace, key string, ttl tim
 	if v.Open == nil {
 		return v, string(v.Bytes), nil
 	}
-	r, err := v.Open(ctx, 0)
+	r, err := v.Open(ctx, 0, v.Size)
 	if err != nil {
 		return v, "", err
 	}

@@ -40,6 +40,11 @@ func SealedSize(plain int64) int64 {
 	return headerBytes + plain + (lastSegment(plain)+1)*tagBytes
 }
 
+// SealedEnd is how many sealed bytes of a value of size bytes hold its first n bytes of plaintext: whole segments.
+func SealedEnd(n, size int64) int64 {
+	return min((segmentOf(max(n-1, 0))+1)*SegmentSize, SealedSize(size))
+}
+
 // lastSegment is the number of the last segment of a value. Only an empty value has an empty segment.
 func lastSegment(plain int64) int64 { return segmentOf(max(plain-1, 0)) }
 
