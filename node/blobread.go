@@ -217,8 +217,8 @@ type largeValue struct {
 
 	cur     io.ReadCloser
 	pos     int64
-	end     int64 // of what is wanted
-	until   int64 // the end of the sealed bytes that hold that
+	end     int64    // of what is wanted
+	until   int64    // the end of the sealed bytes that hold that
 	sources []string // that have not failed since the last progress, the present one first; "" = the own disk
 	suspect bool     // the own copy was whole, and could not be opened
 	pace    pacer
@@ -235,7 +235,7 @@ func (t *blobTransfer) openValue(ctx context.Context, ref blob.Ref, size int64, 
 ) (*largeValue, error) {
 	v := &largeValue{
 		t: t, ctx: ctx, ref: ref, sealed: seal.SealedSize(size), open: open,
-		pos: part.offset, end: part.offset + part.length, until: seal.SealedEnd(part.offset+part.length, size),
+		pos: part.offset, end: part.offset + part.length, until: seal.SealedEnd(min(size, part.offset+max(part.length, 1)), size),
 	}
 	v.sources = v.allSources()
 	if err := v.connect(); err != nil {

@@ -39,7 +39,7 @@ type blobRig struct {
 	dials  atomic.Int64
 	// received counts the bytes that came over the connections that were dialled.
 	received atomic.Int64
-	cutAt  atomic.Int64 // the next connection breaks after so many bytes; 0 = none does
+	cutAt    atomic.Int64 // the next connection breaks after so many bytes; 0 = none does
 }
 
 type blobVoter struct {
@@ -349,8 +349,13 @@ func TestReadMiddle(t *testing.T) {
 	it := r.item(50 * seal.SegmentSize)
 	r.store("a", it, it.sealed)
 	for _, part := range []span{
-		{30 * seal.SegmentSize, 100}, {30 * seal.SegmentSize, 3 * seal.SegmentSize}, {0, 1}, {10, seal.SegmentSize},
-		{50*seal.SegmentSize - 7, 7}, {50*seal.SegmentSize - seal.SegmentSize, 1000}, {seal.SegmentSize, 0},
+		{30 * seal.SegmentSize, 100},
+		{30 * seal.SegmentSize, 3 * seal.SegmentSize},
+		{0, 1},
+		{10, seal.SegmentSize},
+		{50*seal.SegmentSize - 7, 7},
+		{50*seal.SegmentSize - seal.SegmentSize, 1000},
+		{seal.SegmentSize, 0},
 	} {
 		r.dials.Store(0)
 		r.received.Store(0)

@@ -89,7 +89,9 @@ func (s *service) Get(ctx context.Context, req api.GetRequest) (*api.Value, erro
 		v.Bytes = e.Value
 		return v, nil
 	}
-	v.Open = func(ctx context.Context, offset, length int64) (io.ReadCloser, error) { return s.openValue(ctx, e, offset, length) }
+	v.Open = func(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
+		return s.openValue(ctx, e, offset, length)
+	}
 	return v, nil
 }
 
