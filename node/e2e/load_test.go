@@ -22,7 +22,6 @@ import (
 type load struct {
 	t     *testing.T
 	nodes []*nodetest.Proc
-	sizes []int // of the values
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
 	acks  atomic.Int64
@@ -41,12 +40,8 @@ type counter struct{ acked, tried int }
 var loadSizes = []int{100, 2000, kv.MaxInlineValueBytes + 1, 300, 5000, 40, kv.MaxCachedValueBytes + 1}
 
 func startLoad(t *testing.T, writers int, nodes []*nodetest.Proc) *load {
-	return startLoadOf(t, writers, nodes, loadSizes)
-}
-
-func startLoadOf(t *testing.T, writers int, nodes []*nodetest.Proc, sizes []int) *load {
 	ctx, cancel := context.WithCancel(t.Context())
-	l := &load{t: t, nodes: nodes, sizes: sizes, stop: cancel, acked: make(map[string][]byte), counts: make(map[string]*counter)}
+	l := &load{t: t, nodes: nodes, stop: cancel, acked: make(map[string][]byte), counts: make(map[string]*counter)}
 	for w := range writers {
 		l.wg.Go(func() { l.write(ctx, w) })
 	}
@@ -80,7 +75,7 @@ func (l *load) write(ctx context.Context, w int) {
 			continue
 		}
 		key := fmt.Sprintf("/v1/kv/default/w%d-%d", w, i)
-		value := randomBytes(l.sizes[rand.IntN(len(l.sizes))])
+		value := randomBytes(loadSizes[rand.IntN(len(loadSizes))])
 		if l.put(ctx, node, key, value) {
 			l.mu.Lock()
 			l.acked[key] = value

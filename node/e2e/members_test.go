@@ -104,9 +104,6 @@ func removed(t *testing.T, n *nodetest.Proc) {
 	})
 }
 
-// smallSizes are of values that stand in the log or the state.
-var smallSizes = []int{100, 2000, 300, 5000, 40}
-
 // TestMembers adds, removes and replaces voters of a mesh under load, through the real commands. Nothing acknowledged is
 // lost, and what would do harm is refused.
 func TestMembers(t *testing.T) {
@@ -119,7 +116,7 @@ func TestMembers(t *testing.T) {
 		n.Args = append(n.Args, "--bootstrap-expect", "3", "--join", seed.Gossip+","+v[1].Gossip)
 	}
 	startAll(t, p.All)
-	l := startLoadOf(t, 3, []*nodetest.Proc{seed, v[2], edge}, smallSizes)
+	l := startLoad(t, 3, []*nodetest.Proc{seed, v[2], edge})
 	l.more(20)
 
 	// A new voter and a learner join by themselves; only the voter gets a vote, and the learner when it is told to.
