@@ -25,21 +25,87 @@ type verdict struct {
 // evidence of what was written, but need not be linearizable themselves.
 //
 // An unknown write that nobody has seen may be left out as long as that gives a linearization: it can always be put behind
-// everything else. Only if there is none without them, all are taken in.
+// everything else. Only if there is none without them, they are taken in: first those that the failed conditions of others
+// have met, then those that remove, then all.
 func (p *spec) checkPair(pair int, history []*op, limit time.Duration) verdict {
-	v := verdict{pair: pair, result: porcupine.Ok}
+	v := verdict{pair: pair}
+	try := func(seen, open []*op) bool {
+		v.ops, v.open = len(seen)+len(open), len(open)
+		if v.why = tighten(seen); v.why != "" {
+			v.result = porcupine.Illegal
+			return false
+		}
+		v.result = p.linearizable(slices.Concat(seen, open), limit)
+		return v.result == porcupine.Ok
+	}
 	seen, open := prepare(history)
-	v.ops = len(seen)
-	if bad := tighten(seen); bad != "" {
-		v.result, v.why = porcupine.Illegal, bad
+	if try(seen, nil) || len(open) == 0 {
 		return v
 	}
-	if v.result = p.linearizable(seen, limit); v.result == porcupine.Ok || len(open) == 0 {
+	seen, open = prepare(history) // the first try has changed the times
+	found, rest := met(seen, open)
+	seen = append(seen, found...)
+	removes := slices.DeleteFunc(slices.Clone(rest), func(o *op) bool { return o.keys[0].does != remove && o.keys[1].does != remove })
+	if len(found) > 0 && try(seen, nil) || len(found)+len(removes) > 0 && try(seen, removes) || len(found) > 0 && try(seen, rest) {
 		return v
 	}
-	v.ops, v.open = len(seen)+len(open), len(open)
-	v.result = p.linearizable(append(seen, open...), limit)
+	seen, open = prepare(history) // what was met may have been others
+	try(seen, open)
 	return v
+}
+
+// met finds the open writes that failed conditions have met: a revision of a key that no write is known to have taken is
+// that of an open one. Which one makes no difference while they are alike, so the one that began first gets it. It returns
+// these, which are not open any more, and the rest.
+func met(seen, open []*op) (found, rest []*op) {
+	type sight struct {
+		rev uint64
+		by  int64
+	}
+	for i := range 2 {
+		told := make(map[uint64]bool)
+		for _, o := range seen {
+			if t := o.keys[i]; o.outcome != conflict && t.does == write {
+				told[t.rev] = true
+			}
+		}
+		first := make(map[uint64]int64)
+		for _, o := range seen {
+			if t := o.keys[i]; o.outcome == conflict && t.failed && t.rev != 0 && !told[t.rev] {
+				if by, ok := first[t.rev]; !ok || o.ret < by {
+					first[t.rev] = o.ret
+				}
+			}
+		}
+		var sights []sight
+		for rev, by := range first {
+			sights = append(sights, sight{rev, by})
+		}
+		slices.SortFunc(sights, func(a, b sight) int { return cmp.Compare(a.rev, b.rev) })
+		for _, s := range sights {
+			for _, o := range open { // in the order in which they began
+				if o.open && alike(o) == 2*i && o.call <= s.by {
+					o.open, o.keys[i].rev, o.ret = false, s.rev, s.by
+					found = append(found, o)
+					break
+				}
+			}
+		}
+	}
+	rest = slices.DeleteFunc(slices.Clone(open), func(o *op) bool { return !o.open })
+	number(rest)
+	return found, rest
+}
+
+// number counts the open operations that are alike, in the order in which they began.
+func number(open []*op) {
+	var turns [alikes]uint16
+	for _, o := range open {
+		if kind := alike(o); kind >= 0 {
+			o.turn = turns[kind]
+			turns[kind]++
+		}
+	}
 }
 
 // explain says where the longest order ends that the checker found, and what could not follow there. It is asked once a
@@ -126,13 +192,7 @@ func prepare(history []*op) (seen, open []*op) {
 		}
 	}
 	slices.SortFunc(open, func(a, b *op) int { return cmp.Compare(a.call, b.call) })
-	var turns [alikes]uint16
-	for _, o := range open {
-		if kind := alike(o); kind >= 0 {
-			o.turn = turns[kind]
-			turns[kind]++
-		}
-	}
+	number(open)
 	return seen, open
 }
 

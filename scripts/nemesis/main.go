@@ -37,6 +37,8 @@ type options struct {
 	only           string
 	planted        bool
 	once           bool
+	// mounts says that this program is in a mount namespace of its own, where disks can be mounted.
+	mounts bool
 }
 
 // scale stretches how long faults last: short runs have short faults.
@@ -102,7 +104,7 @@ func runMain(o options) int {
 			fmt.Fprintln(os.Stderr, "nemesis: no network of its own:", err)
 			return noNamespaces
 		}
-		net = s
+		net, o.mounts = s, true
 	}
 	begun := time.Now()
 	err := runAll(ctx, o, net)

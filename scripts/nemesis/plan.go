@@ -31,7 +31,10 @@ func begin(ctx context.Context, o options, net network, dir, binary string, slot
 	rec := newRecorder()
 	call := newCaller(rec)
 	m := &mesh{
-		binary: binary, dir: dir, profile: o.profile, env: environment(env...), net: net, call: call, disk: disks(dir),
+		binary: binary, dir: dir, profile: o.profile, env: environment(env...), net: net, call: call,
+	}
+	if o.mounts {
+		m.disk = disks(dir)
 	}
 	if err := m.newKey(ctx); err != nil {
 		return nil, err
@@ -201,15 +204,21 @@ func (s *session) mix(ctx context.Context, faults []fault, rng *rand.Rand) error
 }
 
 func (s *session) tell(e event) {
-	mixed, failed := "", ""
+	text := fmt.Sprintf("%7.1f s %s", time.Duration(e.begin).Seconds(), e.name)
 	if e.mixed {
-		mixed = " (mixed)"
+		text += " (mixed)"
+	}
+	text += ": " + e.what
+	if e.gap > 0 {
+		text += fmt.Sprintf("; longest write gap %v", e.gap.Round(time.Millisecond))
+	}
+	if !e.mixed {
+		text += fmt.Sprintf("; whole again %v after it was undone", time.Duration(e.back-e.undone).Round(time.Millisecond))
 	}
 	if e.err != nil {
-		failed = ": " + strings.SplitN(e.err.Error(), "\n", 2)[0]
+		text += ": " + strings.SplitN(e.err.Error(), "\n", 2)[0]
 	}
-	fmt.Printf("%7.1f s %s%s: %s; longest write gap %v, whole again %v after the end%s\n", time.Duration(e.begin).Seconds(), e.name, mixed,
-		e.what, e.gap.Round(time.Millisecond), time.Duration(e.back-e.undone).Round(time.Millisecond), failed)
+	fmt.Println(text)
 }
 
 // crashes returns an error when a node has ended that nobody ended.
