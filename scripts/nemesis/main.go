@@ -50,7 +50,7 @@ func main() {
 	flag.StringVar(&o.mutant, "mutant", "", "the same, built with the tag mutants: the `binary` of the planted faults")
 	flag.Float64Var(&o.minutes, "minutes", 4, "how long the whole run takes, about")
 	flag.Uint64Var(&o.seed, "seed", 0, "of all choices; 0 draws one")
-	flag.StringVar(&o.profile, "profile", "lan", "the nodes' `--profile`")
+	flag.StringVar(&o.profile, "profile", "", "the nodes' `--profile` (default: lan, and wan where proxies slow every new connection down)")
 	flag.StringVar(&o.network, "network", "auto", "auto, namespaces or proxies")
 	flag.StringVar(&o.dir, "dir", "", "keep data and logs in this new `directory` (default: a temporary one, removed unless something was found)")
 	flag.StringVar(&o.only, "only", "", "only faults whose name contains one of these, with commas between them; such a run proves nothing")
@@ -105,6 +105,11 @@ func runMain(o options) int {
 			return noNamespaces
 		}
 		net, o.mounts = s, true
+	}
+	if o.profile == "" {
+		if o.profile = "lan"; !o.mounts {
+			o.profile = "wan"
+		}
 	}
 	begun := time.Now()
 	err := runAll(ctx, o, net)
