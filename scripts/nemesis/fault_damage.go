@@ -22,7 +22,7 @@ func damageFaults() []fault {
 			defer w.hurt.Unlock()
 			w.members.Lock()
 			defer w.members.Unlock()
-			n, who, err := w.either(ctx, rng)
+			n, who, err := w.victim(ctx, rng)
 			if err != nil {
 				return "", err
 			}

@@ -48,7 +48,7 @@ func memberFaults() []fault {
 			defer w.hurt.Unlock()
 			w.members.Lock()
 			defer w.members.Unlock()
-			n, who, err := w.either(ctx, rng)
+			n, who, err := w.victim(ctx, rng)
 			if err != nil {
 				return "", err
 			}

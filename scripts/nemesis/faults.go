@@ -175,6 +175,17 @@ func (w *world) follower(ctx context.Context, rng *rand.Rand) (*node, error) {
 	return rest[rng.IntN(len(rest))], nil
 }
 
+// victim picks the voter whose data are hurt next. While one has damaged files that nobody has found yet, it is that one:
+// two of three copies may not be hurt at a time. w.hurt is held.
+func (w *world) victim(ctx context.Context, rng *rand.Rand) (*node, string, error) {
+	for _, n := range w.mesh.voters() {
+		if n.damaged() != "" {
+			return n, "the damaged", nil
+		}
+	}
+	return w.either(ctx, rng)
+}
+
 // either picks the leader or a follower.
 func (w *world) either(ctx context.Context, rng *rand.Rand) (*node, string, error) {
 	if rng.IntN(2) == 0 {
