@@ -83,6 +83,9 @@ func serve(ctx context.Context, c config.Config, stdio IO) error {
 		case <-ctx.Done():
 			opts.Logger.Info("stopping")
 		case err = <-failed:
+			// A node that cannot go on must not go on for as long as an orderly stop takes: its log may have lost what it was
+			// told to keep, or its disk may hang. The end of the process closes everything.
+			return err
 		}
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
