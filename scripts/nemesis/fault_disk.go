@@ -21,7 +21,7 @@ const diskBytes = 512 << 20
 func diskFaults() []fault {
 	return []fault{
 		{name: "fsync returns EIO", family: "disk", inject: func(ctx context.Context, w *world, rng *rand.Rand) (string, error) {
-			return w.ends(ctx, rng, "error=EIO", 30*time.Second)
+			return w.ends(ctx, rng, "error=EIO", 5*time.Second)
 		}},
 		{name: "fsync returns ENOSPC", family: "disk", inject: func(ctx context.Context, w *world, rng *rand.Rand) (string, error) {
 			return w.suffers(ctx, rng, syncCalls, "error=ENOSPC", true, w.hold(rng, 2*time.Second, 10*time.Second))
@@ -36,11 +36,15 @@ func diskFaults() []fault {
 			if err != nil {
 				return "", err
 			}
-			return w.endsOn(ctx, n, "delay_enter=60s", 60*time.Second)
+			return w.endsOn(ctx, n, "delay_enter=60s", 20*time.Second)
 		}},
 		{name: "disk full", family: "disk", inject: diskFull},
 	}
 }
+
+// endWithin bounds the wait for a node that has to end by itself; how soon it should have ended is judged afterwards, from
+// the moment of the first call that was made to fail.
+const endWithin = time.Minute
 
 // ends makes the syncs of a voter fail so that it has to end by itself.
 func (w *world) ends(ctx context.Context, rng *rand.Rand, inject string, within time.Duration) (string, error) {
@@ -59,7 +63,7 @@ func (w *world) endsOn(ctx context.Context, n *node, inject string, within time.
 	if err != nil {
 		return n.name, err
 	}
-	wait, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("%v after its syncs began to fail with %s", within, inject))
+	wait, cancel := context.WithTimeoutCause(ctx, endWithin, fmt.Errorf("%v after its syncs began to fail with %s", endWithin, inject))
 	defer cancel()
 	at, err := n.waitExit(wait)
 	if err = errors.Join(err, t.stop()); err != nil {
@@ -69,7 +73,11 @@ func (w *world) endsOn(ctx context.Context, n *node, inject string, within time.
 	if !ok {
 		return n.name, fmt.Errorf("%s ended, but no sync had been made to fail", n.name)
 	}
-	return fmt.Sprintf("%s ended %v after the first", n.name, at.Sub(first).Round(time.Millisecond)), w.restart(ctx, n)
+	what := fmt.Sprintf("%s ended %v after the first", n.name, at.Sub(first).Round(time.Millisecond))
+	if at.Sub(first) > within {
+		return what, fmt.Errorf("it took %v to end, at most %v are good", at.Sub(first), within)
+	}
+	return what, w.restart(ctx, n)
 }
 
 // suffers makes calls of a voter fail or wait for a while. A node that ends itself meanwhile is started again, as a
