@@ -21,7 +21,8 @@ import (
 //	lock       flock'ed while the process runs
 //	node-id    the UUID of the node, made at the first start
 //	cluster    the cluster id, once the node has joined a mesh
-//	key-check  sealed by the mesh key's KEK: a start with another key is refused before it does harm
+//	key-check  the node id again, sealed by the mesh key's KEK: a start with another key is refused before it does harm, and
+//	           so is one under an id that the directory was not made with, because a bit of it has flipped for example
 //	member     written once a voter or learner is a member of the central store
 //	peers      gossip addresses of the other members, for a start with no seed alive
 //	control    an edge's sealed copy of the control state
@@ -33,7 +34,8 @@ type identity struct {
 	lock    *os.File
 }
 
-const keyCheckText = "kvmesh key check 1"
+// keyCheckText begins what is sealed in key-check; the node id follows.
+const keyCheckText = "kvmesh node 1 "
 
 // openIdentity opens or makes the data directory at dir.
 func openIdentity(dir string, kek *seal.KEK) (*identity, error) {
@@ -57,21 +59,11 @@ func openIdentity(dir string, kek *seal.KEK) (*identity, error) {
 }
 
 func (id *identity) load(kek *seal.KEK) error {
-	text, err := id.read("node-id")
-	if errors.Is(err, os.ErrNotExist) {
-		text = uuid.NewString()
-		err = id.write("node-id", []byte(text+"\n"))
-	}
-	if err != nil {
+	if err := id.loadNodeID(kek); err != nil {
 		return err
 	}
-	if _, err := uuid.Parse(text); err != nil {
-		return fmt.Errorf("%s does not hold a node id (%w); restore it from a copy, or empty the data directory to join as a new node",
-			filepath.Join(id.dir, "node-id"), err)
-	}
-	id.nodeID = text
-
-	switch text, err = id.read("cluster"); {
+	text, err := id.read("cluster")
+	switch {
 	case err == nil:
 		if id.cluster, err = kv.ParseClusterID(text); err != nil {
 			return fmt.Errorf("%s: %w", filepath.Join(id.dir, "cluster"), err)
@@ -85,7 +77,44 @@ func (id *identity) load(kek *seal.KEK) error {
 	case !errors.Is(err, os.ErrNotExist):
 		return err
 	}
-	return id.checkKey(kek)
+	return nil
+}
+
+// loadNodeID reads the node's id, or makes one for a new directory.
+func (id *identity) loadNodeID(kek *seal.KEK) error {
+	made, err := id.sealedNodeID(kek)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(id.dir, "node-id")
+	text, err := id.read("node-id")
+	missing := errors.Is(err, os.ErrNotExist)
+	switch {
+	case err != nil && !missing:
+		return err
+	case made == "" && missing:
+		text = uuid.NewString()
+		if err := id.write("node-id", []byte(text+"\n")); err != nil {
+			return err
+		}
+	case missing:
+		return fmt.Errorf("%s is missing; write %s into it, or empty the data directory to join as a new node", path, made)
+	case made != "" && text != made:
+		return fmt.Errorf("%s holds %q, but this directory belongs to node %s: the file is damaged, or of another node. Write %s into it, "+
+			"or empty the data directory to join as a new node", path, text, made, made)
+	}
+	if _, err := uuid.Parse(text); err != nil {
+		return fmt.Errorf("%s does not hold a node id (%w); restore it from a copy, or empty the data directory to join as a new node", path, err)
+	}
+	id.nodeID = text
+	if made != "" {
+		return nil
+	}
+	sealed, err := kek.Seal("key-check", []byte(keyCheckText+text))
+	if err != nil {
+		return err
+	}
+	return id.write("key-check", sealed)
 }
 
 // setMember remembers for ever that this node has been a member of the central store: others count on what it has
@@ -112,22 +141,26 @@ func (id *identity) checkMember(bootstrapped bool) error {
 		id.dir)
 }
 
-func (id *identity) checkKey(kek *seal.KEK) error {
-	sealed, err := os.ReadFile(filepath.Join(id.dir, "key-check"))
+// sealedNodeID is the id that the directory was made with; "" while it is new.
+func (id *identity) sealedNodeID(kek *seal.KEK) (string, error) {
+	path := filepath.Join(id.dir, "key-check")
+	sealed, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		if sealed, err = kek.Seal("key-check", []byte(keyCheckText)); err != nil {
-			return err
-		}
-		return id.write("key-check", sealed)
+		return "", nil
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
-	if _, err := kek.Open("key-check", sealed); err != nil {
-		return fmt.Errorf("the data directory %s was written under another mesh key (%w); start with that key's --mesh-key file, or give this mesh an empty --data-dir",
-			id.dir, err)
+	text, err := kek.Open("key-check", sealed)
+	if err != nil {
+		return "", fmt.Errorf("the data directory %s was written under another mesh key, or %s is damaged (%w); start with that key's --mesh-key file, "+
+			"or give this mesh an empty --data-dir", id.dir, path, err)
 	}
-	return nil
+	made, ok := strings.CutPrefix(string(text), keyCheckText)
+	if !ok {
+		return "", fmt.Errorf("%s is of another version of kvmesh; give this node an empty --data-dir", path)
+	}
+	return made, nil
 }
 
 // setCluster remembers the mesh that the node belongs to. Another one than before is an error: the data directory of one
