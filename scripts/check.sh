@@ -118,8 +118,9 @@ imports() {
 }
 
 # race_tests runs all tests with the race detector. node/e2e, with its meshes in real time, has the machine to itself.
-# Packages with tests in virtual time get one processor each (two of them run side by side): in Go 1.26 the goroutines of a testing/synctest bubble share the race context of the bubble's timers
-# without a lock (runtime.(*timer).unlockAndRun), and on two processors the test binary crashes now and then.
+# Packages with tests in virtual time get one processor each (two of them run side by side): in Go 1.26 the goroutines of a
+# testing/synctest bubble share the race context of the bubble's timers without a lock (runtime.(*timer).unlockAndRun), and
+# on two processors the test binary crashes now and then.
 race_tests() {
 	local virtual=() real=() dir
 	while IFS= read -r dir; do
