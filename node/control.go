@@ -12,8 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"kvmesh/node/peer"
-	"kvmesh/node/wire"
 	"kvmesh/raftstore/kv"
 	"kvmesh/raftstore/seal"
 )
@@ -88,11 +86,11 @@ func (s *controlState) loadCopy() error {
 	if err != nil {
 		return err
 	}
-	var c wire.Control
-	if err := peer.Decode(plain, &c); err != nil {
+	c, err := readControl(plain)
+	if err != nil {
 		return err
 	}
-	s.cur.Store(indexControl(c.KV(), nil))
+	s.cur.Store(indexControl(c, nil))
 	return nil
 }
 
@@ -136,7 +134,7 @@ func (s *controlState) take(c kv.Control) error {
 	s.changed = make(chan struct{})
 	s.chMu.Unlock()
 
-	plain, err := peer.Encode(wire.FromControl(c))
+	plain, err := appendControl(nil, c)
 	if err != nil {
 		return err
 	}

@@ -93,19 +93,20 @@ func (f *follower) depth() (int, bool) {
 func (f *follower) run(ctx context.Context) {
 	retry := feedRetryMin
 	var failed []string
+	anything := false // everybody has failed: a relay that knows less than a voter would is better than nothing
 	for ctx.Err() == nil {
 		if id := firstOther(f.dir.FeedSources(), failed); id == "" {
-			failed = nil
+			failed, anything = nil, true
 		} else {
 			began := time.Now()
-			err := f.follow(ctx, id, true)
+			err := f.follow(ctx, id, true, anything)
 			f.upstream.Store(nil)
 			if ctx.Err() != nil {
 				return
 			}
 			f.log.Info("the feed was cut", "source", id, "error", err)
 			if time.Since(began) > 2*feedSilence { // it had worked
-				retry, failed = feedRetryMin, nil
+				retry, failed, anything = feedRetryMin, nil, false
 			}
 			if !errors.Is(err, errHome) {
 				failed = append(failed, id)
@@ -136,9 +137,8 @@ func firstOther(list, others []string) string {
 func (f *follower) tailLeader(ctx context.Context) {
 	for ctx.Err() == nil {
 		leader, changed := f.dir.Leader()
-		u := f.upstream.Load()
-		if leader != "" && f.dir.IsRelay() && u != nil && u.id != leader {
-			if err := f.follow(ctx, leader, false); err != nil && ctx.Err() == nil {
+		if leader != "" && f.tails(leader) {
+			if err := f.follow(ctx, leader, false, false); err != nil && ctx.Err() == nil {
 				f.log.Debug("the leader's feed was cut", "leader", leader, "error", err)
 			}
 		}
@@ -150,9 +150,15 @@ func (f *follower) tailLeader(ctx context.Context) {
 	}
 }
 
+// tails reports whether this node should follow the leader beside its upstream.
+func (f *follower) tails(leader string) bool {
+	u := f.upstream.Load()
+	return f.dir.IsRelay() && u != nil && u.id != leader
+}
+
 // follow subscribes at one node and applies what comes until the stream ends. primary says that this is the feed that
-// counts as this node's upstream.
-func (f *follower) follow(ctx context.Context, id string, primary bool) error {
+// counts as this node's upstream; anything is wire.Subscribe.Any.
+func (f *follower) follow(ctx context.Context, id string, primary, anything bool) error {
 	dialCtx, cancel := context.WithTimeout(ctx, feedDial)
 	conn, err := f.dialer.Dial(dialCtx, id, peer.ALPNFeed)
 	cancel()
@@ -162,7 +168,7 @@ func (f *follower) follow(ctx context.Context, id string, primary bool) error {
 	defer func() { _ = conn.Close() }()
 	defer context.AfterFunc(ctx, conn.Abort)()
 	epoch, w := f.cache.Position()
-	sub, err := peer.Encode(&wire.Subscribe{Epoch: epoch, Revision: w})
+	sub, err := peer.Encode(&wire.Subscribe{Epoch: epoch, Revision: w, Any: anything})
 	if err != nil {
 		return err
 	}
@@ -172,6 +178,7 @@ func (f *follower) follow(ctx context.Context, id string, primary bool) error {
 	}
 	u := &upstream{id: id}
 	var buf []byte
+	var control controlParts
 	for {
 		kind, payload, err := peer.ReadFrame(conn, buf)
 		if err != nil {
@@ -179,9 +186,14 @@ func (f *follower) follow(ctx context.Context, id string, primary bool) error {
 		}
 		buf = payload
 		u.last.Store(time.Now().UnixNano())
-		depth, err := f.handle(kind, payload)
+		depth, err := f.handle(kind, payload, &control)
 		if err != nil {
 			return err
+		}
+		if depth > 0 && !primary {
+			if leader, _ := f.dir.Leader(); leader != id || !f.tails(id) {
+				return nil
+			}
 		}
 		if depth > 0 && primary { // with every tick
 			switch {
@@ -214,8 +226,8 @@ func (f *follower) began(id string, depth int) {
 	f.before = id
 }
 
-// handle applies one frame. depth is how far this node is from the store by this feed, 0 when the frame does not say.
-func (f *follower) handle(kind byte, payload []byte) (depth int, err error) {
+// handle applies one frame; control collects the parts of a control state. depth is how far this node is from the store by this feed, 0 when the frame does not say.
+func (f *follower) handle(kind byte, payload []byte, control *controlParts) (depth int, err error) {
 	switch kind {
 	case wire.FeedPosition:
 		var p wire.Position
@@ -230,11 +242,11 @@ func (f *follower) handle(kind byte, payload []byte) (depth int, err error) {
 		}
 		return 0, f.apply(rec)
 	case wire.FeedControl:
-		var c wire.Control
-		if err := peer.Decode(payload, &c); err != nil {
-			return 0, err
+		c, whole, err := control.add(payload)
+		if err == nil && whole {
+			err = f.control.take(c)
 		}
-		return 0, f.control.take(c.KV())
+		return 0, err
 	case wire.FeedTick:
 		var t wire.Tick
 		if err := peer.Decode(payload, &t); err != nil {

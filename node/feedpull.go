@@ -14,45 +14,73 @@ import (
 const (
 	// pullEvery is how often a node whose feed is cut asks for records.
 	pullEvery = 500 * time.Millisecond
+	// pullPause is the shortest pause between two rounds: what is heard of in it is asked for together. It doubles, up to
+	// pullEvery, with every round that brings nothing, because a hint can speak of what nobody has.
+	pullPause = 20 * time.Millisecond
 	// pullTimeout bounds one such question.
 	pullTimeout = 2 * time.Second
 )
 
-// pull asks other nodes for records while the feed is cut, so that W goes on without it: a peer of the region first,
-// then the voters.
+// pull asks other nodes for records while the feed is cut, so that W goes on without it.
 func (f *follower) pull(ctx context.Context) {
 	tick := time.NewTicker(pullEvery)
 	defer tick.Stop()
+	pause := pullPause
 	for {
-		select {
-		case <-tick.C:
-		case <-f.hinted:
-		case <-ctx.Done():
-			return
-		}
-		if _, connected := f.depth(); connected {
-			continue
-		}
-		for _, id := range f.dir.PullSources() {
-			more, err := f.pullFrom(ctx, id)
-			if err == nil && more {
-				break
-			}
-			if ctx.Err() != nil {
+		_, connected := f.depth()
+		if connected || f.lag() == 0 {
+			select {
+			case <-tick.C:
+			case <-f.hinted:
+			case <-ctx.Done():
 				return
 			}
+			if _, connected = f.depth(); connected {
+				continue
+			}
+		}
+		if f.pullRound(ctx) {
+			pause = pullPause
+		} else {
+			pause = min(2*pause, pullEvery)
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
 		}
 	}
 }
 
-// pullFrom takes over what one node has, and reports whether that was anything new.
-func (f *follower) pullFrom(ctx context.Context, id string) (more bool, err error) {
+// pullRound asks the peers of the region, then the voters, until one has something new, and reports whether one had.
+func (f *follower) pullRound(ctx context.Context) bool {
+	lastResort := ""
+	for _, id := range f.dir.PullSources() {
+		more, err := f.pullFrom(ctx, id, false)
+		switch {
+		case err == nil && more:
+			return true
+		case ctx.Err() != nil:
+			return false
+		case errors.Is(err, errTooFarBack) && lastResort == "":
+			lastResort = id
+		}
+	}
+	if lastResort == "" {
+		return false
+	}
+	more, err := f.pullFrom(ctx, lastResort, true)
+	return err == nil && more
+}
+
+// pullFrom takes over what one node has, and reports whether that was anything new; anything is wire.PullArgs.Any.
+func (f *follower) pullFrom(ctx context.Context, id string, anything bool) (more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, pullTimeout)
 	defer cancel()
 	for {
 		epoch, w := f.cache.Position()
 		reply, err := f.rpc.Call(ctx, id, peer.Call{
-			Method: wire.MethodPull, Args: &wire.PullArgs{Epoch: epoch, Revision: w}, Idempotent: true, MaxReply: maxPull,
+			Method: wire.MethodPull, Args: &wire.PullArgs{Epoch: epoch, Revision: w, Any: anything}, Idempotent: true, MaxReply: maxPull,
 		})
 		if err != nil {
 			return more, err
@@ -63,6 +91,9 @@ func (f *follower) pullFrom(ctx context.Context, id string) (more bool, err erro
 		}
 		if res.Epoch.Compare(epoch) > 0 {
 			return true, f.begin(res.Epoch, res.Revision)
+		}
+		if res.Epoch == epoch && res.TooFarBack {
+			return more, errTooFarBack
 		}
 		if res.Epoch != epoch || res.Revision <= w || len(reply.Body) == 0 {
 			return more, nil

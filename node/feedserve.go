@@ -100,8 +100,10 @@ func (s *feedServer) stream(ctx context.Context, c *peer.Conn, sub wire.Subscrib
 		}
 		control, controlChanged := s.control.current()
 		if control.Epoch != sentControl.Epoch || control.Revision != sentControl.Revision {
-			if err := w.msg(wire.FeedControl, ptr(wire.FromControl(control))); err != nil {
-				return err
+			for _, part := range wire.FromControl(control, controlPart) {
+				if err := w.msg(wire.FeedControl, &part); err != nil {
+					return err
+				}
 			}
 			sentControl = control
 		}
@@ -112,7 +114,7 @@ func (s *feedServer) stream(ctx context.Context, c *peer.Conn, sub wire.Subscrib
 				return err
 			}
 		}
-		records, changed, err := s.next(epoch, pos)
+		records, changed, err := s.next(epoch, pos, sub.Any)
 		if err != nil {
 			return err
 		}
@@ -151,8 +153,12 @@ func newLadderMetric(reg prometheus.Registerer) *prometheus.CounterVec {
 	}, []string{"rung"})
 }
 
-// next goes down the ladder to the first rung that reaches back to pos. Without records it gives the channel to wait on.
-func (s *feedServer) next(epoch kv.Epoch, pos kv.Revision) ([]kv.Record, <-chan struct{}, error) {
+// errTooFarBack is a relay's answer to a reader that a voter, which has more than a ring, can tell more exactly what changed.
+var errTooFarBack = errors.New("this relay's records do not reach back that far")
+
+// next goes down the ladder to the first rung that reaches back to pos. Without records it gives the channel to wait on. A
+// node without a state has the rung for everything only if the reader wants anything rather than nothing.
+func (s *feedServer) next(epoch kv.Epoch, pos kv.Revision, anything bool) ([]kv.Record, <-chan struct{}, error) {
 	rung := rungRing
 	records, changed, err := s.ring.After(epoch, pos, feedBurst)
 	if errors.Is(err, feed.ErrTooOld) {
@@ -165,6 +171,9 @@ func (s *feedServer) next(epoch kv.Epoch, pos kv.Revision) ([]kv.Record, <-chan 
 				changed = moved
 			}
 			return nil, changed, nil
+		}
+		if s.state == nil && !anything {
+			return nil, nil, errTooFarBack
 		}
 		rung, records, err = s.older(epoch, pos, last)
 	}
@@ -213,7 +222,11 @@ func (s *feedServer) servePull(_ context.Context, req *peer.Request) (*peer.Resp
 	if epoch != args.Epoch || args.Revision >= last {
 		return &peer.Response{Result: res}, nil
 	}
-	records, _, err := s.next(epoch, args.Revision)
+	records, _, err := s.next(epoch, args.Revision, args.Any)
+	if errors.Is(err, errTooFarBack) {
+		res.TooFarBack = true
+		return &peer.Response{Result: res}, nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kvmesh/cache"
+	"kvmesh/node/peer"
+	"kvmesh/node/wire"
 	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/feed"
 	"kvmesh/raftstore/kv"
@@ -112,7 +114,8 @@ func newReader(t *testing.T, asker cache.Asker) *cache.Cache {
 func (r *storeRig) next(c *cache.Cache) (rung string, recs []kv.Record) {
 	r.t.Helper()
 	before := r.rungs()
-	recs, _, err := r.feeds.next(c.Position())
+	epoch, w := c.Position()
+	recs, _, err := r.feeds.next(epoch, w, true)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -214,7 +217,7 @@ func TestLadder(t *testing.T) {
 		t.Errorf("W is %d, want %d", w, deleted)
 	}
 
-	r.feeds.state = nil // an edge has no lower rungs
+	r.feeds.state = nil // a relay has no lower rungs, for a reader that finds no voter
 	r.feeds.ring.Reset(firstEpoch, deleted+3)
 	if rung, recs := r.next(c); rung != "all×1" || len(recs) != 1 || recs[0].Kind != kv.RecordAll || recs[0].To != deleted+3 {
 		t.Errorf("on an edge: %s, %+v", rung, recs)
@@ -233,7 +236,7 @@ func TestLadderAcrossEpochs(t *testing.T) {
 	began := r.apply(command.Op{Kind: command.KindNewEpoch, Epoch: second})
 	last := r.apply(putIn(quiet, "d"), putIn(quiet, "e"))
 
-	recs, changed, err := r.feeds.next(firstEpoch, rev)
+	recs, changed, err := r.feeds.next(firstEpoch, rev, false)
 	if err != nil || len(recs) != 0 {
 		t.Errorf("old reader, new ring: %+v, %v", recs, err)
 	}
@@ -246,7 +249,7 @@ func TestLadderAcrossEpochs(t *testing.T) {
 	r.feeds.ring = feed.NewRing(1)
 	for _, pos := range []kv.Revision{1, rev, began} { // the ring has not heard of it, the state has
 		r.feeds.ring.Reset(firstEpoch, last+1)
-		recs, _, err := r.feeds.next(firstEpoch, pos)
+		recs, _, err := r.feeds.next(firstEpoch, pos, false)
 		want := []kv.Record{{Epoch: firstEpoch, Prev: pos, To: last + 1, Kind: kv.RecordAll}}
 		if err != nil || !reflect.DeepEqual(recs, want) {
 			t.Errorf("old reader at %d, old ring: %+v, %v; want %+v", pos, recs, err, want)
@@ -297,5 +300,43 @@ func TestBeginRace(t *testing.T) {
 	}
 	if err := f.apply(kv.Record{Epoch: firstEpoch, Prev: 10, To: 11, Kind: kv.RecordAll}); !errors.Is(err, cache.ErrForeignEpoch) {
 		t.Errorf("a record of a superseded epoch: %v", err)
+	}
+}
+
+// TestRelayTooFarBehind: a relay whose ring does not reach back says so instead of telling the reader that everything may
+// have changed, which a voter knows better; a reader that finds no voter takes even that.
+func TestRelayTooFarBehind(t *testing.T) {
+	r := newStoreRig(t)
+	pos := r.apply(putIn(quiet, "a"))
+	last := r.apply(putIn(quiet, "b"), putIn(quiet, "c"))
+	relay := &feedServer{ring: r.feeds.ring, ladder: newLadderMetric(prometheus.NewRegistry())}
+	if recs, _, err := relay.next(firstEpoch, pos-1, false); !errors.Is(err, errTooFarBack) || len(recs) != 0 {
+		t.Errorf("%+v, %v", recs, err)
+	}
+	recs, _, err := relay.next(firstEpoch, pos-1, true)
+	if want := []kv.Record{{Epoch: firstEpoch, Prev: pos - 1, To: last, Kind: kv.RecordAll}}; err != nil || !reflect.DeepEqual(recs, want) {
+		t.Errorf("%+v, %v; want %+v", recs, err, want)
+	}
+	if recs, _, err := r.feeds.next(firstEpoch, pos-1, false); err != nil || len(recs) == 0 || recs[0].Kind != kv.RecordKeys {
+		t.Errorf("at a voter: %+v, %v", recs, err)
+	}
+
+	ask := func(anything bool) (res *wire.PullResult, body []byte) {
+		t.Helper()
+		args, err := peer.Encode(&wire.PullArgs{Epoch: firstEpoch, Revision: pos - 1, Any: anything})
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := relay.servePull(t.Context(), &peer.Request{Args: args})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Result.(*wire.PullResult), resp.Body
+	}
+	if res, body := ask(false); !res.TooFarBack || len(body) != 0 {
+		t.Errorf("%+v and %d bytes", res, len(body))
+	}
+	if res, body := ask(true); res.TooFarBack || len(body) == 0 {
+		t.Errorf("%+v and %d bytes", res, len(body))
 	}
 }

@@ -135,12 +135,12 @@ func (n *Node) askControl(ctx context.Context, least kv.Control) (kv.Control, er
 			continue
 		}
 		reply, err := n.rpc.Call(ctx, id, peer.Call{Method: wire.MethodControl, Args: args, Idempotent: true, MaxReply: maxControl})
-		var c wire.Control
+		var c kv.Control
 		if err == nil {
-			err = peer.Decode(reply.Body, &c)
+			c, err = readControl(reply.Body)
 		}
 		if err == nil {
-			return c.KV(), nil
+			return c, nil
 		}
 		last = err
 		if ctx.Err() != nil {
@@ -149,9 +149,6 @@ func (n *Node) askControl(ctx context.Context, least kv.Control) (kv.Control, er
 	}
 	return kv.Control{}, last
 }
-
-// maxControl bounds the control state on the wire.
-const maxControl = 64 << 20
 
 // ownControl is the state's control state, current as of now when this node leads.
 func (n *Node) ownControl(ctx context.Context) (kv.Control, error) {
@@ -171,6 +168,6 @@ func (n *Node) serveControl(ctx context.Context, req *peer.Request) (*peer.Respo
 	} else if c, err = n.ownControl(ctx); err != nil {
 		return nil, err
 	}
-	body, err := peer.Encode(ptr(wire.FromControl(c)))
+	body, err := appendControl(nil, c)
 	return &peer.Response{Body: body}, err
 }

@@ -209,12 +209,14 @@ type SpacesResult struct {
 type PullArgs struct {
 	Epoch    kv.Epoch
 	Revision kv.Revision
+	Any      bool // as in Subscribe
 }
 
 // PullResult says where the answering node stands; the records are in the body, each behind its length in four bytes.
 type PullResult struct {
-	Epoch    kv.Epoch
-	Revision kv.Revision
+	Epoch      kv.Epoch
+	Revision   kv.Revision
+	TooFarBack bool // a voter can say more exactly what has changed
 }
 
 // Frame types of kvmesh-feed/1. The client sends one FeedSubscribe; the server sends the others until either side goes.
@@ -222,7 +224,7 @@ const (
 	FeedSubscribe byte = 1 // Subscribe
 	FeedPosition  byte = 2 // Position: the server's epoch, and the revision at which it begins
 	FeedRecord    byte = 3 // an encoded kv.Record
-	FeedControl   byte = 4 // Control
+	FeedControl   byte = 4 // Control; its parts follow each other
 	FeedTick      byte = 5 // Tick, all the time: its absence says that the server is cut off, or dead
 )
 
@@ -230,6 +232,9 @@ const (
 type Subscribe struct {
 	Epoch    kv.Epoch
 	Revision kv.Revision
+	// Any takes "everything may have changed" from a relay whose records do not reach back that far. Without it such a relay
+	// hangs up, because a voter can be more exact.
+	Any bool
 }
 
 // Position is where the server's stream begins.
@@ -248,12 +253,13 @@ type Tick struct {
 	Revision kv.Revision
 }
 
-// Control is kv.Control in a form with a field order.
+// Control is kv.Control, or a part of one, in a form with a field order.
 type Control struct {
 	Cluster    kv.ClusterID
 	Epoch      kv.Epoch
 	Revision   kv.Revision
 	Namespaces []Namespace
+	More       bool // further namespaces follow, in a Control of the same cluster, epoch and revision
 }
 
 // Namespace is kv.Namespace.
@@ -264,11 +270,22 @@ type Namespace struct {
 	Created    kv.Revision
 }
 
-// FromControl and its inverse convert.
-func FromControl(c kv.Control) Control {
-	out := Control{Cluster: c.Cluster, Epoch: c.Epoch, Revision: c.Revision}
-	for _, n := range c.Namespaces {
-		out.Namespaces = append(out.Namespaces, Namespace{ID: n.ID, Title: n.Title, WrappedKey: n.WrappedKey, Created: n.Created})
+// namespaceOverhead is what a namespace takes on the wire beside its title and key, at most.
+const namespaceOverhead = 64
+
+// FromControl makes messages of about the given size, at least one; KV is its inverse for each.
+func FromControl(c kv.Control, size int) []Control {
+	head := Control{Cluster: c.Cluster, Epoch: c.Epoch, Revision: c.Revision}
+	out, n := []Control{head}, 0
+	for _, ns := range c.Namespaces {
+		last := &out[len(out)-1]
+		if n >= size {
+			last.More, n = true, 0
+			out = append(out, head)
+			last = &out[len(out)-1]
+		}
+		last.Namespaces = append(last.Namespaces, Namespace{ID: ns.ID, Title: ns.Title, WrappedKey: ns.WrappedKey, Created: ns.Created})
+		n += len(ns.Title) + len(ns.WrappedKey) + namespaceOverhead
 	}
 	return out
 }
