@@ -379,10 +379,10 @@ func (n *Node) openService() {
 	if err != nil {
 		panic(err) // only for lengths that SHA-256 cannot give
 	}
-	n.proposer = &proposer{
-		self: n.id.nodeID, dir: n.dir, rpc: n.rpc, store: n.store,
-		epoch: func() kv.Epoch { e, _ := n.cache.Position(); return e },
-	}
+	epoch := func() kv.Epoch { e, _ := n.cache.Position(); return e }
+	forward := newForwarder(n.rpc.Call, epoch)
+	n.undo.push("forwarded writes", func(context.Context) error { forward.close(); return nil })
+	n.proposer = &proposer{self: n.id.nodeID, dir: n.dir, store: n.store, epoch: epoch, forward: forward}
 	n.service = &service{
 		cache: n.cache, control: n.control, clock: n.clock, blobs: n.blobs, hints: n.hints, kek: n.kek, dir: n.dir,
 		bulk:     newBulkGate(),

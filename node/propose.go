@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"kvmesh/node/peer"
-	"kvmesh/node/wire"
 	"kvmesh/raftstore"
 	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/kv"
@@ -22,9 +20,10 @@ var maxSealedBlob = seal.SealedSize(kv.MaxValueBytes)
 type proposer struct {
 	self  string
 	dir   *directory
-	rpc   *peer.Client
 	store *raftstore.Store // nil on edges
 	epoch func() kv.Epoch  // the newest that this node knows
+	// forward brings them there when another node leads.
+	forward *forwarder
 }
 
 const (
@@ -123,22 +122,15 @@ func (p *proposer) try(ctx context.Context, leader string, ops []command.Op) (co
 		}
 		return p.store.Propose(ctx, ops)
 	}
-	reply, err := p.rpc.Call(ctx, leader, peer.Call{
-		Method: wire.MethodPropose, Args: &wire.ProposeArgs{Epoch: p.epoch()}, Body: command.Append(nil, &command.Batch{Ops: ops}),
-	})
+	res, err := p.forward.propose(ctx, leader, ops)
 	if err != nil {
 		p.dir.doubt(leader, err)
 		if call := new(peer.CallError); errors.As(err, &call) && call.MaybeSent {
 			return command.Result{}, kv.Errorf(kv.CodeOutcomeUnknown,
 				"the connection to the leader broke while the write was under way; read the key to see whether it is there (%v)", err)
 		}
-		return command.Result{}, err
 	}
-	var res wire.ProposeResult
-	if err := peer.Decode(reply.Result, &res); err != nil || len(res.Ops) != len(ops) {
-		return command.Result{}, kv.Errorf(kv.CodeOutcomeUnknown, "the leader's answer could not be read; read the key to see whether the write is there (%v)", err)
-	}
-	return command.Result{Epoch: res.Epoch, MeshTime: res.MeshTime, Revision: res.Revision, Ops: wire.ToOpResults(res.Ops)}, nil
+	return res, err
 }
 
 // retryable reports whether err says that nothing happened and another node, or the same one later, may do it.
@@ -162,34 +154,3 @@ func behindEpoch(store *raftstore.Store, known kv.Epoch) error {
 	}
 	return nil
 }
-
-// servePropose takes another node's operations.
-func (n *Node) servePropose(ctx context.Context, req *peer.Request) (*peer.Response, error) {
-	var args wire.ProposeArgs
-	if err := peer.Decode(req.Args, &args); err != nil {
-		return nil, err
-	}
-	if err := behindEpoch(n.store, args.Epoch); err != nil {
-		return nil, err
-	}
-	body, err := io.ReadAll(io.LimitReader(req.Body, maxProposeBody+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(body) > maxProposeBody {
-		return nil, kv.Errorf(kv.CodeInternal, "a proposal has at most %d bytes", maxProposeBody)
-	}
-	batch, err := command.Decode(body)
-	if err != nil {
-		return nil, kv.Errorf(kv.CodeInternal, "the proposal could not be read: %v", err)
-	}
-	res, err := n.store.Propose(ctx, batch.Ops)
-	if err != nil {
-		return nil, err
-	}
-	return &peer.Response{Result: &wire.ProposeResult{
-		Epoch: res.Epoch, MeshTime: res.MeshTime, Revision: res.Revision, Ops: wire.FromOpResults(res.Ops),
-	}}, nil
-}
-
-const maxProposeBody = kv.MaxBatchBytes + 64<<10

@@ -17,8 +17,9 @@ import (
 const (
 	// DefaultIdleTimeout is how long a connection is kept for the next request.
 	DefaultIdleTimeout = 60 * time.Second
-	// DefaultMaxIdle bounds the connections kept to one node.
-	DefaultMaxIdle = 32
+	// DefaultMaxIdle bounds the connections kept to one node. It is wide, because a burst that finds fewer pays with TLS
+	// handshakes for all others, again and again; those that a quiet minute does not need are closed by their age.
+	DefaultMaxIdle = 256
 	// DefaultMaxPerNode bounds the requests under way to one node; further ones wait for their turn, or their deadline.
 	DefaultMaxPerNode = 512
 	// DefaultCallTimeout bounds a call whose context has no deadline.

@@ -19,7 +19,7 @@ const (
 	helloOK      byte = 1
 )
 
-// frameRefusal holds an encoded wireError.
+// frameRefusal holds an encoded Failure.
 const frameRefusal byte = 0xff
 
 const (
@@ -98,11 +98,11 @@ func (c *Conn) readRefusal(first byte, rest []byte) error {
 	if err != nil || typ != frameRefusal {
 		return fmt.Errorf("node %s refused the connection without a reason (frame type %d, %v)", c.peer, typ, err)
 	}
-	var w wireError
+	var w Failure
 	if err := Decode(payload, &w); err != nil {
 		return fmt.Errorf("node %s refused the connection: %w", c.peer, err)
 	}
-	return &refusedError{w.kv()}
+	return &refusedError{w.KV()}
 }
 
 // refusedError marks an error that refused the whole connection: no request on it was looked at.
@@ -113,7 +113,7 @@ func (e *refusedError) Unwrap() error { return e.reason }
 
 // refuse tells the caller why it may not go on, and closes the connection.
 func (c *Conn) refuse(reason *kv.Error) error {
-	payload, err := Encode(toWire(reason))
+	payload, err := Encode(NewFailure(reason))
 	if err != nil {
 		return err
 	}

@@ -240,11 +240,11 @@ func (x *exchange) readAnswer(whole bool) (*Reply, error) {
 	reusable := whole && !h.closing
 	if h.failed {
 		x.detach(reusable)
-		var w wireError
+		var w Failure
 		if err := Decode(result, &w); err != nil {
 			return nil, err
 		}
-		return nil, w.kv()
+		return nil, w.KV()
 	}
 	reply := &Reply{Result: result, BodySize: h.bodySize}
 	if x.call.Stream {

@@ -317,7 +317,7 @@ func TestAnswerThenHangUp(t *testing.T) {
 			if _, _, err := ReadFrame(c, nil); err != nil {
 				return
 			}
-			reason, _ := Encode(toWire(kv.Errorf(kv.CodeDiskFull, "full")))
+			reason, _ := Encode(NewFailure(kv.Errorf(kv.CodeDiskFull, "full")))
 			b, _ := appendResponse(nil, responseHeader{failed: true}, reason)
 			_, _ = c.Write(b)
 		})

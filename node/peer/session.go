@@ -137,7 +137,7 @@ func (s *session) answer(ctx context.Context, req *Request, body *requestBody) e
 	}
 	code := "ok"
 	if err != nil {
-		code = toWire(err).Code
+		code = NewFailure(err).Code
 	}
 	m.metrics.requests.WithLabelValues(name, code).Inc()
 	if errors.Is(context.Cause(ctx), errPeerGone) {
@@ -183,7 +183,7 @@ func (s *session) respond(resp *Response, err error, closing bool) error {
 	}
 	if err != nil {
 		h, body = responseHeader{closing: closing, failed: true}, nil
-		if result, err = Encode(toWire(err)); err != nil {
+		if result, err = Encode(NewFailure(err)); err != nil {
 			return err
 		}
 	}

@@ -14,7 +14,7 @@ import (
 // Frame types of kvmesh-rpc/1. A request frame is followed by the raw bytes of its body, an answer too.
 //
 //	request:  method 2 | remaining time in ms 4, 0 = none given | hops 1 | body length 8 | arguments (msgpack)
-//	response: status 1 | body length 8 | result, or wireError (msgpack)
+//	response: status 1 | body length 8 | result, or Failure (msgpack)
 //
 // The status is statusOK or statusError, plus statusClosing when the connection ends after this answer.
 const (
@@ -76,7 +76,7 @@ func parseRequest(payload []byte) (h requestHeader, args []byte, err error) {
 
 // responseHeader is a response frame without its result.
 type responseHeader struct {
-	failed   bool // the result is a wireError, and there is no body
+	failed   bool // the result is a Failure, and there is no body
 	closing  bool // the connection ends after this answer
 	bodySize int64
 }
@@ -116,8 +116,8 @@ func parseResponse(payload []byte) (h responseHeader, result []byte, err error) 
 // maxWireText bounds each text of an error that travels.
 const maxWireText = 4 << 10
 
-// wireError is a kv.Error on the wire.
-type wireError struct {
+// Failure is a kv.Error on the wire: a whole answer, or a part of one whose parts have outcomes of their own.
+type Failure struct {
 	Code         string
 	Message      string
 	Field        string
@@ -126,7 +126,8 @@ type wireError struct {
 	Leader       string
 }
 
-func (w wireError) kv() *kv.Error {
+// KV is the error that travelled.
+func (w Failure) KV() *kv.Error {
 	retry := time.Duration(0)
 	if w.RetryAfterMs > 0 {
 		retry = time.Duration(min(w.RetryAfterMs, math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
@@ -141,9 +142,9 @@ func (w wireError) kv() *kv.Error {
 	}
 }
 
-// toWire turns any error into one that travels. What is no *kv.Error becomes CodeDeadlineExceeded when the time was up,
+// NewFailure turns any error into one that travels. What is no *kv.Error becomes CodeDeadlineExceeded when the time was up,
 // else CodeInternal.
-func toWire(err error) wireError {
+func NewFailure(err error) Failure {
 	var e *kv.Error
 	switch {
 	case errors.As(err, &e):
@@ -152,7 +153,7 @@ func toWire(err error) wireError {
 	default:
 		e = kv.Errorf(kv.CodeInternal, "%v", err)
 	}
-	return wireError{
+	return Failure{
 		Code:         clip(string(e.Code)),
 		Message:      clip(e.Message),
 		Field:        clip(e.Field),

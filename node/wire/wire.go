@@ -5,6 +5,7 @@
 package wire
 
 import (
+	"kvmesh/node/peer"
 	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/kv"
 )
@@ -13,7 +14,7 @@ import (
 const (
 	MethodStatus  = 1  // what the node is and how far it has come
 	MethodGrant   = 2  // a voter asks another for its consent to bootstrap
-	MethodPropose = 3  // operations for the leader; the body is an encoded command.Batch
+	MethodPropose = 3  // operations for the leader; the body holds encoded command.Batches, each behind its length in four bytes
 	MethodFill    = 4  // one key's state; the body of the answer is the value
 	MethodProbe   = 5  // how current is your state?
 	MethodList    = 6  // one page of a listing; the body of the answer is an encoded ListPage
@@ -89,8 +90,15 @@ func ToOpResults(rs []OpResult) []command.OpResult {
 	return out
 }
 
-// ProposeResult answers MethodPropose.
+// ProposeResult answers MethodPropose, with an outcome for each batch, in their order.
 type ProposeResult struct {
+	Outcomes []ProposeOutcome
+}
+
+// ProposeOutcome is what became of one batch.
+type ProposeOutcome struct {
+	Failed   bool
+	Failure  peer.Failure // when it failed
 	Epoch    kv.Epoch
 	MeshTime int64
 	Revision kv.Revision

@@ -21,7 +21,10 @@ func TestOpResults(t *testing.T) {
 		txn.Members = append(txn.Members, m)
 	}
 	want := []command.OpResult{{Revision: 7, AsOf: 8, Current: 9}, txn}
-	b, err := peer.Encode(&wire.ProposeResult{Epoch: kv.Epoch{1}, Revision: 5, Ops: wire.FromOpResults(want)})
+	b, err := peer.Encode(&wire.ProposeResult{Outcomes: []wire.ProposeOutcome{
+		{Epoch: kv.Epoch{1}, Revision: 5, Ops: wire.FromOpResults(want)},
+		{Failed: true, Failure: peer.NewFailure(kv.Errorf(kv.CodeDiskFull, "full"))},
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,8 +32,14 @@ func TestOpResults(t *testing.T) {
 	if err := peer.Decode(b, &got); err != nil {
 		t.Fatal(err)
 	}
-	if ops := wire.ToOpResults(got.Ops); !reflect.DeepEqual(ops, want) || got.Revision != 5 {
-		t.Errorf("got %+v", got)
+	if len(got.Outcomes) != 2 {
+		t.Fatalf("got %+v", got)
+	}
+	if o := got.Outcomes[0]; !reflect.DeepEqual(wire.ToOpResults(o.Ops), want) || o.Revision != 5 || o.Failed {
+		t.Errorf("got %+v", o)
+	}
+	if o := got.Outcomes[1]; !o.Failed || o.Failure.KV().Code != kv.CodeDiskFull {
+		t.Errorf("got %+v", o)
 	}
 	if len(b) > peer.MaxPayload/2 {
 		t.Errorf("%d bytes", len(b))
