@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -10,7 +9,6 @@ import (
 	"kvmesh/node/certs"
 	"kvmesh/node/peer"
 	"kvmesh/node/wire"
-	"kvmesh/raftstore/blob"
 	"kvmesh/raftstore/kv"
 	"kvmesh/raftstore/seal"
 )
@@ -19,6 +17,7 @@ import (
 type asker struct {
 	n     *Node // read when asked: the store is opened after the cache that asks it
 	hedge *hedger
+	index *readIndex
 
 	mu     sync.Mutex           // guards silent
 	silent map[string]time.Time // peers that let a fill time out, and until when they are not asked
@@ -118,11 +117,14 @@ func (a *asker) Ask(ctx context.Context, hop cache.Hop, req cache.FillRequest) (
 		if err != nil {
 			return cache.FillAnswer{}, err
 		}
-		ans, err := a.open(req, res, body)
-		if errors.Is(err, seal.ErrDamaged) && res.HasBody && !res.Blob.IsZero() {
-			return a.openOther(ctx, req, res, err)
+		return a.openOwn(ctx, req, res, body)
+	}
+	if hop.Tier == cache.TierStore && a.n.answerer != nil && !a.n.standing.outside() {
+		ans, err := a.strongHere(ctx, hop, req)
+		if err == nil || ctx.Err() != nil {
+			return ans, err
 		}
-		return ans, err
+		// The leader answers whatever the reason was, or says it better.
 	}
 	if hop.Tier == cache.TierCentral {
 		voters := a.n.dir.Voters()
@@ -218,27 +220,6 @@ func (a *asker) open(req cache.FillRequest, res wire.FillResult, body []byte) (c
 		ans.Value, err = openValue(key, req.Namespace, req.Key, res.WriteID, res.Blob, res.Size, body)
 	}
 	return ans, err
-}
-
-// openOther opens another voter's copy of a blob that lies here and could not be opened. That it can be opened proves that
-// the own one is damaged.
-func (a *asker) openOther(ctx context.Context, req cache.FillRequest, res wire.FillResult, why error) (cache.FillAnswer, error) {
-	ref := blob.Ref{Namespace: req.Namespace, ID: res.Blob}
-	for _, voter := range a.n.dir.Voters() {
-		r, size, err := a.n.blobs.ask(ctx, voter, ref, 0, true)
-		if err != nil {
-			continue
-		}
-		body, err := readBlob(r, size, seal.SealedSize(res.Size))
-		if err != nil {
-			continue
-		}
-		if ans, err := a.open(req, res, body); err == nil {
-			a.n.blobs.keeper.Report(ref.Namespace, ref.ID, true)
-			return ans, nil
-		}
-	}
-	return cache.FillAnswer{}, why
 }
 
 // noteNotLeader corrects the directory after an answer that says who leads, or a failure to reach who was thought to.

@@ -244,5 +244,3 @@ func (s *feedServer) servePull(_ context.Context, req *peer.Request) (*peer.Resp
 
 // maxPull bounds the answer of one pull.
 const maxPull = 2 << 20
-
-func ptr[T any](v T) *T { return &v }

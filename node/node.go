@@ -229,7 +229,8 @@ func (n *Node) openCache() error {
 	if err := n.control.loadCopy(); err != nil {
 		n.log.Warn("the local copy of the control state is of no use, the mesh will give a new one", "error", err)
 	}
-	ask := &asker{n: n, hedge: newHedger()}
+	ask := &asker{n: n, hedge: newHedger(), index: newReadIndex(n.confirmed)}
+	n.undo.push("read index", func(context.Context) error { ask.index.close(); return nil })
 	opts := cache.Options{
 		Bytes: n.opts.CacheBytes, Clock: own.Now, Restarted: true, Asker: ask, Logger: n.component("cache"), Metrics: n.reg,
 	}
