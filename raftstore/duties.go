@@ -21,7 +21,7 @@ const (
 )
 
 // duties is what a leader does on its own account, and what it remembers of it for one term: the first command of a mesh,
-// expired keys, a change index that has grown too long.
+// expired keys, a change index that has grown too long, what a restore has left behind.
 type duties struct {
 	s *Store
 
@@ -46,7 +46,7 @@ func (d *duties) perform(ctx context.Context) error {
 			return err
 		}
 	}
-	return errors.Join(d.sweep(ctx), d.trim(ctx))
+	return errors.Join(d.sweep(ctx), d.trim(ctx), d.dropRestore(ctx))
 }
 
 func (d *duties) propose(ctx context.Context, op command.Op) (command.OpResult, error) {
@@ -97,6 +97,28 @@ func (d *duties) trim(ctx context.Context) error {
 		return err
 	}
 	d.oldest = upTo
+	return nil
+}
+
+// dropRestore removes what a restore has left: what it staged when it came to no end, what it replaced when it did.
+func (d *duties) dropRestore(ctx context.Context) error {
+	for range sweepSteps {
+		r := d.s.state.Restore()
+		silent := d.s.meshNow()-r.Touched >= state.RestoreIdle
+		if r.Phase == state.RestoreNone || r.Phase == state.RestoreStaging && !silent {
+			return nil
+		}
+		_, err := d.propose(ctx, command.Op{
+			Kind: command.KindRestoreEnd, Limit: sweepKeys,
+			Restore: &command.Restore{ID: r.ID, Drop: true, Touched: r.Touched},
+		})
+		if kv.CodeOf(err) == kv.CodeNotFound { // it has spoken just now, or somebody else was faster
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

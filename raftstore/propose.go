@@ -41,6 +41,7 @@ type proposal struct {
 	ops    []command.Op
 	weight int // operations, those in transactions counted
 	bytes  int
+	first  bool         // must come first in its entry: the end of a restore, which begins an epoch
 	done   chan outcome // buffered: nobody waits for a caller that has gone
 }
 
@@ -88,6 +89,7 @@ func (c *combiner) propose(ctx context.Context, ops []command.Op) (command.Resul
 		}
 		p.bytes += command.Size(&ops[i])
 		p.weight += ops[i].Weight()
+		p.first = p.first || ops[i].Kind == command.KindRestoreEnd
 	}
 	switch {
 	case len(ops) == 0:
@@ -188,7 +190,8 @@ func (c *combiner) next() *entry {
 	}
 	e := &entry{}
 	for _, p := range c.queue {
-		if e.weight+p.weight > kv.MaxBatchOps || e.bytes+p.bytes > kv.MaxBatchBytes {
+		full := e.weight+p.weight > kv.MaxBatchOps || e.bytes+p.bytes > kv.MaxBatchBytes
+		if full || p.first && len(e.proposals) > 0 {
 			break
 		}
 		e.proposals = append(e.proposals, p)

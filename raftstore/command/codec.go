@@ -47,6 +47,7 @@ var (
 //	epoch   9 | epoch 16
 //	txn     10 | number of members uvarint | members: put, delete, check
 //	check   128 | namespace 16 | key | cond
+//	restore 13, 14, 15, see appendRestore
 //	cond    kind 1, and for CondRevision: epoch tag 4 | revision uvarint
 //
 // Keys, titles, metadata, values and wrapped keys are preceded by their length as a uvarint.
@@ -104,6 +105,8 @@ func appendOp(dst []byte, op *Op) []byte {
 		dst = binary.AppendUvarint(dst, uint64(op.Revision))
 	case KindNewEpoch:
 		dst = append(dst, op.Epoch[:]...)
+	case KindRestoreBegin, KindRestoreChunk, KindRestoreEnd:
+		dst = appendRestore(dst, op)
 	}
 	return dst
 }
@@ -125,14 +128,18 @@ func appendCond(dst []byte, c Cond) []byte {
 // Size is an upper bound of the bytes that op takes in an encoded batch, for filling batches up to kv.MaxBatchBytes. The
 // batch itself adds at most BatchOverhead.
 func Size(op *Op) int {
-	// The fixed part is that of the largest kind: three ids, five varints, a condition, and two marker bytes.
-	const fixed = 2 + 3*16 + 5*binary.MaxVarintLen64 + 1 + 4 + binary.MaxVarintLen64
-	n := fixed + len(op.Key) + len(op.Metadata) + len(op.Value) + len(op.Title) + len(op.WrappedKey)
+	n := fixedBytes + len(op.Key) + len(op.Metadata) + len(op.Value) + len(op.Title) + len(op.WrappedKey)
 	for i := range op.Members {
 		n += Size(&op.Members[i])
 	}
+	if op.Restore != nil {
+		n += restoreOverhead + len(op.Restore.Records)
+	}
 	return n
 }
+
+// fixedBytes is the fixed part of the largest kind: three ids, five varints, a condition, and two marker bytes.
+const fixedBytes = 2 + 3*16 + 5*binary.MaxVarintLen64 + 1 + 4 + binary.MaxVarintLen64
 
 // Validate reports what Decode would refuse in op. The proposer asks before it offers an operation to the log, because an
 // entry that cannot be decoded stops every voter.
@@ -157,6 +164,8 @@ func (op *Op) Validate() error {
 			err = fmt.Errorf("%w: expiry %d", ErrMalformed, op.Expiry)
 		}
 	case KindDeleteNamespace, KindTrim, KindNewEpoch:
+	case KindRestoreBegin, KindRestoreChunk, KindRestoreEnd:
+		err = op.validateRestore()
 	default: // KindCheck too: it is nothing by itself
 		err = fmt.Errorf("%w: operation kind %d", ErrUnknown, op.Kind)
 	}
@@ -195,7 +204,7 @@ func limit(what string, n, limit int) error {
 	return nil
 }
 
-// Decode reads one log entry that fills all of b. Metadata, Value and WrappedKey of the operations alias b, which must not
+// Decode reads one log entry that fills all of b. Metadata, Value, WrappedKey and a chunk's records alias b, which must not
 // change while they are in use; empty ones decode as nil. Errors wrap ErrUnknown or ErrMalformed.
 func Decode(b []byte) (Batch, error) {
 	if len(b) == 0 {
@@ -277,16 +286,14 @@ func (d *decoder) op(op *Op) {
 	case KindDeleteNamespace:
 		d.fixed(op.Namespace[:])
 	case KindSweep:
-		n := d.uvarint()
-		if n > math.MaxUint32 {
-			d.fail("sweep limit %d", n)
-		}
-		op.Limit = uint32(n)
+		op.Limit = d.limit()
 		op.Expiry = d.int63()
 	case KindTrim:
 		op.Revision = kv.Revision(d.uvarint())
 	case KindNewEpoch:
 		d.fixed(op.Epoch[:])
+	case KindRestoreBegin, KindRestoreChunk, KindRestoreEnd:
+		d.restore(op)
 	}
 }
 
@@ -342,6 +349,14 @@ func (d *decoder) int63() int64 {
 		return 0
 	}
 	return int64(v)
+}
+
+func (d *decoder) limit() uint32 {
+	n := d.uvarint()
+	if n > math.MaxUint32 {
+		d.fail("limit %d", n)
+	}
+	return uint32(n)
 }
 
 // bytes returns the next framed field, aliasing the input; nil when it is empty.

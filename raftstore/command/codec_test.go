@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"math"
 	"reflect"
 	"slices"
@@ -46,6 +47,10 @@ func everyKind() Batch {
 			{Kind: KindPut, Namespace: id(6), Key: "k", Size: 1 << 20, Blob: id(8)},
 			{Kind: KindDelete, Namespace: id(3), Key: "d", Cond: Cond{Kind: CondPresent}},
 		}},
+		{Kind: KindRestoreBegin, Restore: &Restore{ID: id(8), Replace: true}},
+		{Kind: KindRestoreChunk, Restore: &Restore{ID: id(8), Seq: math.MaxUint64, Records: []byte("records")}},
+		{Kind: KindRestoreEnd, Epoch: id(9), Revision: math.MaxUint64, Restore: &Restore{ID: id(8), Chunks: math.MaxUint64, Keys: math.MaxUint64, Bytes: math.MaxUint64}},
+		{Kind: KindRestoreEnd, Limit: math.MaxUint32, Restore: &Restore{ID: id(8), Drop: true, Touched: math.MaxInt64}},
 	}}
 }
 
@@ -145,7 +150,7 @@ func TestDecodeRefuses(t *testing.T) {
 	}{
 		{"nothing", nil, ErrMalformed},
 		{"version of the future", []byte{codecVersion + 1, 0, 0}, ErrUnknown},
-		{"kind of the future", append(head(1), byte(KindTxn)+1, 0), ErrUnknown},
+		{"kind of the future", append(head(1), byte(KindRestoreEnd)+1, 0), ErrUnknown},
 		{"kind zero", append(head(1), 0, 0), ErrUnknown},
 		{"condition of the future", one(Op{Kind: KindDelete, Key: "k", Cond: Cond{Kind: 4}}), ErrUnknown},
 		{"more operations than bytes", head(1 << 40), ErrMalformed},
@@ -246,4 +251,59 @@ func FuzzDecode(f *testing.F) {
 			t.Fatal("the encoding is not stable")
 		}
 	})
+}
+
+func TestStagedRoundTrip(t *testing.T) {
+	all := everyKind()
+	ops := []Op{all.Ops[5], all.Ops[2], all.Ops[3]} // a namespace, a large value, an empty one
+	var records []byte
+	for i := range ops {
+		ops[i].Cond, ops[i].Revision = Cond{}, kv.Revision(i*1000)
+		before := len(records)
+		records = AppendStaged(records, &ops[i])
+		if n := len(records) - before; n > StagedSize(&ops[i]) {
+			t.Errorf("kind %d takes %d bytes, StagedSize says %d", ops[i].Kind, n, StagedSize(&ops[i]))
+		}
+	}
+	var got []Op
+	if err := EachStaged(records, func(op *Op) error { got = append(got, *op); return nil }); err != nil || !reflect.DeepEqual(got, ops) {
+		t.Errorf("%v\ngot  %+v\nwant %+v", err, got, ops)
+	}
+	stop := errors.New("stop")
+	if err := EachStaged(records, func(*Op) error { return stop }); err != stop {
+		t.Errorf("the callback's error became %v", err)
+	}
+	bad := map[string][]byte{"cut short": records[:len(records)-1]}
+	for _, op := range all.Ops {
+		if op.Kind != KindCreateNamespace && (op.Kind != KindPut || op.Cond.Kind != CondNone) {
+			bad[fmt.Sprintf("kind %d, condition %d", op.Kind, op.Cond.Kind)] = AppendStaged(nil, &op)
+		}
+	}
+	for name, records := range bad {
+		if err := EachStaged(records, func(*Op) error { return nil }); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestLargestChunk: what MaxStagedBytes allows fits into a log entry.
+func TestLargestChunk(t *testing.T) {
+	op := Op{Kind: KindRestoreChunk, Restore: &Restore{ID: id(1), Seq: math.MaxUint64, Records: make([]byte, MaxStagedBytes)}}
+	if err := op.Validate(); err != nil {
+		t.Error(err)
+	}
+	if n := Size(&op) + BatchOverhead; n > kv.MaxBatchBytes {
+		t.Errorf("%d bytes, a log entry has %d", n, kv.MaxBatchBytes)
+	}
+	op.Restore.Records = append(op.Restore.Records, 0)
+	if err := op.Validate(); !errors.Is(err, ErrMalformed) {
+		t.Errorf("one byte more: %v", err)
+	}
+	for _, op := range []Op{
+		{Kind: KindRestoreBegin}, {Kind: KindRestoreChunk, Restore: &Restore{}}, {Kind: KindRestoreEnd, Restore: &Restore{Drop: true, Touched: -1}},
+	} {
+		if err := op.Validate(); !errors.Is(err, ErrMalformed) {
+			t.Errorf("kind %d, %+v: %v", op.Kind, op.Restore, err)
+		}
+	}
 }

@@ -30,6 +30,11 @@ const (
 	KindNewEpoch Kind = 9
 	// KindTxn is a transaction: its Members are carried out all together, or none of them.
 	KindTxn Kind = 10
+	// KindRestoreBegin, KindRestoreChunk and KindRestoreEnd replace the whole content; see Restore. An end that commits must be
+	// the first operation of its entry, because nothing before it would be of the same history.
+	KindRestoreBegin Kind = 13
+	KindRestoreChunk Kind = 14
+	KindRestoreEnd   Kind = 15
 
 	// KindCheck is a condition without a write. It stands only among the members of a transaction, whose other members are
 	// KindPut and KindDelete. Its number is far from the others, which are those of operations by themselves.
@@ -70,14 +75,15 @@ type Op struct {
 	Blob     kv.BlobID // set when the value travelled out of band
 
 	// KindInit (Cluster, Epoch, and Namespace, Title, WrappedKey of the default namespace), KindCreateNamespace and
-	// KindRenameNamespace (Title, WrappedKey), KindNewEpoch (Epoch)
+	// KindRenameNamespace (Title, WrappedKey), KindNewEpoch and KindRestoreEnd (Epoch)
 	Cluster    kv.ClusterID
 	Epoch      kv.Epoch
 	Title      string
 	WrappedKey []byte
 
-	Limit    uint32      // KindSweep; Expiry says from which one on it looks, so that it need not pass over what was swept before
-	Revision kv.Revision // KindTrim
+	Limit    uint32      // KindRestoreEnd; KindSweep: Expiry says from which one on it looks, so that it need not pass over what was swept before
+	Revision kv.Revision // KindTrim, KindRestoreEnd; of a record in a chunk
+	Restore  *Restore    // KindRestoreBegin, KindRestoreChunk, KindRestoreEnd
 
 	// Members of a KindTxn, at most kv.MaxBatchOps. The conditions of all of them are judged by the state before the
 	// transaction; then the writes are carried out in their order.
@@ -98,7 +104,7 @@ type Batch struct {
 // OpResult is the outcome of one operation.
 type OpResult struct {
 	// Code is empty when the operation was carried out; otherwise CodeConditionFailed, CodeNamespaceNotFound,
-	// CodeNamespaceExists or CodeInternal, and nothing was changed.
+	// CodeNamespaceExists or CodeInternal, and nothing was changed. For those of a restore see state's restore.go.
 	Code kv.Code
 	// Revision that the operation took; 0 when it changed nothing (a delete of a missing key, a failed operation).
 	Revision kv.Revision
@@ -106,7 +112,8 @@ type OpResult struct {
 	// unless a later operation of the batch touched the key again, then this operation's own.
 	AsOf kv.Revision
 	// Current is the revision of the key's present state that a failed condition met, 0 = absent. A KindCheck has it whether
-	// its condition held or not.
+	// its condition held or not. Of a restore that was refused because the mesh holds data it is the number of its keys; of
+	// one that is being dropped, 1 as long as not all is gone.
 	Current kv.Revision
 	// Members are the outcomes of a transaction's members, by position. The transaction's own Revision is the last that they
 	// took. When its Code is not empty, nothing was changed: the members with a Code say why, the others would have passed.

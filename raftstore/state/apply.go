@@ -53,9 +53,13 @@ func (s *State) apply(w *writer, entries []Entry) (_ []command.Result, err error
 	if len(w.slots) > maxSlots {
 		clear(w.slots)
 	}
-	t := &txn{w: w, applied: w.applied, soonest: never, rec: recorder{epoch: w.applied.Epoch, hasher: w.control.hasher}}
+	t := &txn{
+		w: w, applied: w.applied, soonest: never, db: w.gen.db,
+		rec: recorder{epoch: w.applied.Epoch, hasher: w.control.hasher},
+	}
 	if scans {
 		t.batch = w.gen.db.NewIndexedBatch()
+		t.db = t.batch
 	} else {
 		t.batch = w.gen.db.NewBatch()
 	}
@@ -89,7 +93,7 @@ func (s *State) apply(w *writer, entries []Entry) (_ []command.Result, err error
 	return results, nil
 }
 
-// survey looks for operations that this build does not know, before any is applied, and for those that must scan what the
+// survey looks for operations that this build does not know, before any is applied, and for those that must read what the
 // batch has written so far. Only these pay for an indexed batch; keys are looked up in the slots.
 func survey(entries []Entry, applied uint64) (scans bool, err error) {
 	for i := range entries {
@@ -101,7 +105,10 @@ func survey(entries []Entry, applied uint64) (scans bool, err error) {
 			if err := op.Validate(); errors.Is(err, command.ErrUnknown) {
 				return false, fmt.Errorf("entry %d, operation %d: %w", entries[i].Index, j, err)
 			}
-			scans = scans || op.Kind == command.KindSweep || op.Kind == command.KindDeleteNamespace
+			switch op.Kind {
+			case command.KindSweep, command.KindDeleteNamespace, command.KindRestoreBegin, command.KindRestoreEnd:
+				scans = true
+			}
 		}
 	}
 	return scans, nil
@@ -111,18 +118,22 @@ func survey(entries []Entry, applied uint64) (scans bool, err error) {
 type txn struct {
 	w       *writer
 	batch   *pebble.Batch
+	db      reader // the batch when it is indexed, else the database: slots know what the batch holds then
 	applied Applied
 	rec     recorder
 	// dirty are the live namespaces whose records changed; dropped those deleted in this call.
 	dirty   map[kv.NamespaceID]*namespace
 	dropped map[kv.NamespaceID]struct{}
-	// blobs are the changes to b/ in this call: the size of the value, or notNamed.
-	blobs map[blobRef]int64
+	// blobs are the changes to b/ in this call, of the live bank and of the other one: the size of the value, or notNamed.
+	blobs, otherBlobs map[blobRef]int64
 	// spaceSeq is the sequence number of the last operation that created, renamed or deleted a namespace.
 	spaceSeq       map[kv.NamespaceID]uint64
 	controlChanged kv.Revision // of the last change of the control state, 0 = none
 	soonest        int64       // of the expiries that this call has added to the index
-	key, val       []byte      // scratch
+	// staged are the staged namespaces whose records changed; restoring says that m/restore did.
+	staged    map[kv.NamespaceID]*namespace
+	restoring bool
+	key, val  []byte // scratch
 }
 
 // entry applies one log entry. An operation's AsOf is the entry's last revision unless a later operation of the entry
@@ -145,7 +156,7 @@ func (t *txn) entry(e *Entry) (command.Result, error) {
 		}
 		t.w.seq++
 		d := outcome{res: r, ns: op.Namespace, seq: t.w.seq}
-		if *r, d.sl, err = t.op(op); err != nil {
+		if *r, d.sl, err = t.op(op, i == 0); err != nil {
 			return command.Result{}, fmt.Errorf("operation %d: %w", i, err)
 		}
 		r.AsOf = t.applied.Revision
@@ -161,8 +172,8 @@ func (t *txn) entry(e *Entry) (command.Result, error) {
 	return command.Result{Epoch: t.applied.Epoch, MeshTime: t.applied.MeshTime, Revision: t.applied.Revision, Ops: ops}, nil
 }
 
-// op applies one operation, and returns the slot of its key if it has one.
-func (t *txn) op(op *command.Op) (command.OpResult, *slot, error) {
+// op applies one operation, and returns the slot of its key if it has one. first says that it is the first of its entry.
+func (t *txn) op(op *command.Op, first bool) (command.OpResult, *slot, error) {
 	if op.Validate() != nil || t.applied.Cluster.IsZero() != (op.Kind == command.KindInit) {
 		return command.OpResult{Code: kv.CodeInternal}, nil, nil
 	}
@@ -186,6 +197,12 @@ func (t *txn) op(op *command.Op) (command.OpResult, *slot, error) {
 		err = t.trim(op.Revision)
 	case command.KindNewEpoch:
 		r, err = t.newEpoch(op.Epoch)
+	case command.KindRestoreBegin:
+		r, err = t.beginRestore(op.Restore)
+	case command.KindRestoreChunk:
+		r, err = t.stage(op.Restore)
+	case command.KindRestoreEnd:
+		r, err = t.endRestore(op, first)
 	default:
 		err = fmt.Errorf("%w: operation kind %d", command.ErrUnknown, op.Kind)
 	}
@@ -213,10 +230,14 @@ func (t *txn) touch(id kv.NamespaceID, n *namespace, rev kv.Revision) {
 
 // commit writes what is written once per call and applies the batch.
 func (t *txn) commit() error {
-	for id, n := range t.dirty {
-		t.key = nsKey(t.key[:0], spaceNamespace, id)
-		t.val = appendNamespace(t.val[:0], n)
-		if err := t.batch.Set(t.key, t.val, nil); err != nil {
+	if err := t.setNamespaces(t.w.bank, t.dirty); err != nil {
+		return err
+	}
+	if err := t.setNamespaces(t.w.bank.other(), t.staged); err != nil {
+		return err
+	}
+	if t.restoring {
+		if err := t.batch.Set([]byte(keyRestore), appendRestore(nil, &t.w.restore), nil); err != nil {
 			return err
 		}
 	}
@@ -231,6 +252,17 @@ func (t *txn) commit() error {
 		return err
 	}
 	return t.batch.Commit(pebble.NoSync)
+}
+
+func (t *txn) setNamespaces(b *bank, changed map[kv.NamespaceID]*namespace) error {
+	for id, n := range changed {
+		t.key = nsKey(t.key[:0], b.namespace, id)
+		t.val = appendNamespace(t.val[:0], n)
+		if err := t.batch.Set(t.key, t.val, nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // trim drops the change index up to and including rev.

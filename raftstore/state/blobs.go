@@ -23,32 +23,46 @@ type Released struct {
 	MeshTime  int64 // when it was released, unix milliseconds
 }
 
-// BlobSize says whether a key of the namespace names the blob, and the plaintext size of its value. It reads past the
-// published view: whoever was told by the observer that a commit names the blob finds it.
+// BlobSize says whether a key of the namespace names the blob, or will when the restore under way is done, and the plaintext
+// size of its value. It reads past the published view: whoever was told by the observer that a commit names the blob finds it.
 func (s *State) BlobSize(ns kv.NamespaceID, id kv.BlobID) (size int64, named bool, err error) {
 	v, err := s.acquire()
 	if err != nil {
 		return 0, false, err
 	}
 	defer v.release()
-	named, err = get(v.gen.db, blobKey(nil, ns, id), func(val []byte) error {
-		n, err := decodeNumber(val)
-		size = int64(n)
-		return err
-	})
+	for _, b := range banks {
+		named, err = get(v.gen.db, b.blobKey(nil, ns, id), func(val []byte) error {
+			n, err := decodeNumber(val)
+			size = int64(n)
+			return err
+		})
+		if named || err != nil {
+			break
+		}
+	}
 	return size, named, err
 }
 
-// EachBlob calls fn with every blob that the state names and the plaintext size of its value, until fn returns an error,
-// which it returns. It works on the state as it was at the call, and ends with ErrReplaced when that is replaced meanwhile.
-// fn must not call Replace or Close, which wait for it.
+// EachBlob calls fn with every blob that the state names, those staged by a restore among them, and the plaintext size of
+// its value, until fn returns an error, which it returns. It works on the state as it was at the call, and ends with
+// ErrReplaced when that is replaced meanwhile. fn must not call Replace or Close, which wait for it.
 func (s *State) EachBlob(fn func(ns kv.NamespaceID, id kv.BlobID, size int64) error) error {
 	v, err := s.acquire()
 	if err != nil {
 		return err
 	}
 	defer v.release()
-	return scanSpace(v.snap, spaceBlob, func(k, val []byte) (bool, error) {
+	for _, b := range banks {
+		if err := v.eachBlob(b, fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *view) eachBlob(b *bank, fn func(ns kv.NamespaceID, id kv.BlobID, size int64) error) error {
+	return scanSpace(v.snap, b.blob, func(k, val []byte) (bool, error) {
 		if v.gen.replaced.Load() {
 			return false, ErrReplaced
 		}

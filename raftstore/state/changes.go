@@ -106,7 +106,7 @@ func (s *State) FloorsAfter(after kv.Revision, max int) (floors []kv.Floor, at A
 	}
 	defer v.release()
 	ok = true
-	err = scanSpace(v.snap, spaceNamespace, func(k, val []byte) (bool, error) {
+	err = scanSpace(v.snap, v.bank.namespace, func(k, val []byte) (bool, error) {
 		n, err := decodeNamespace(val)
 		if err != nil || n.lastModified <= after {
 			return err == nil, err

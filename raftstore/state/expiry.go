@@ -26,7 +26,7 @@ func (s *State) NextExpiry() (at int64, ok bool, err error) {
 		least = *from
 	}
 	found := int64(never)
-	err = scan(v.snap, expiryKey(nil, least, kv.NamespaceID{}, ""), prefixEnd([]byte(spaceExpiry)), func(k, _ []byte) (bool, error) {
+	err = scan(v.snap, v.bank.expiryKey(nil, least, kv.NamespaceID{}, ""), prefixEnd([]byte(v.bank.expiry)), func(k, _ []byte) (bool, error) {
 		if found, _, _, ok = splitExpiryKey(k); !ok {
 			return false, fmt.Errorf("%w: expiry index key of %d bytes", errCorrupt, len(k))
 		}

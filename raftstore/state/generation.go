@@ -31,6 +31,8 @@ type generation struct {
 	idle  chan struct{}
 	// replaced tells long reads to stop.
 	replaced atomic.Bool
+	// gone is closed when the generation is replaced or the state closed.
+	gone chan struct{}
 	// failed holds the first error of closing a snapshot, for close to return.
 	failed atomic.Pointer[error]
 }
@@ -115,7 +117,7 @@ func (s *State) openGeneration(name string, create bool) (*writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	g := &generation{name: name, db: db, idle: make(chan struct{})}
+	g := &generation{name: name, db: db, idle: make(chan struct{}), gone: make(chan struct{})}
 	g.views.Store(1)
 	if create {
 		err = writeSchema(db)
@@ -172,22 +174,20 @@ func readApplied(r reader) (a Applied, err error) {
 // touched lately. After an error it is out of step with the database, and failed stays set.
 type writer struct {
 	gen     *generation
+	bank    *bank // the live one
 	applied Applied
 	spaces  map[kv.NamespaceID]*namespace // live ones
 	titles  map[string]kv.NamespaceID
 	slots   map[slotKey]*slot
 	seq     uint64 // counts operations, to tell earlier from later
 	control *control
+	restore restoring
+	staged  staging // in the other bank, while a restore is under way
 	failed  error
 }
 
 func loadWriter(g *generation) (*writer, error) {
-	w := &writer{
-		gen:    g,
-		spaces: make(map[kv.NamespaceID]*namespace),
-		titles: make(map[string]kv.NamespaceID),
-		slots:  make(map[slotKey]*slot),
-	}
+	w := &writer{gen: g, slots: make(map[slotKey]*slot)}
 	if err := checkSchema(g.db); err != nil {
 		return nil, err
 	}
@@ -195,25 +195,17 @@ func loadWriter(g *generation) (*writer, error) {
 	if w.applied, err = readApplied(g.db); err != nil {
 		return nil, err
 	}
-	err = scanSpace(g.db, spaceNamespace, func(key, val []byte) (bool, error) {
-		n, err := decodeNamespace(val)
-		if err != nil || n.deleted {
-			return err == nil, err
-		}
-		var id kv.NamespaceID
-		copy(id[:], key[spaceBytes:])
-		_, err = get(g.db, nsKey(nil, spaceWrapped, id), func(val []byte) error {
-			if len(val) == 0 || val[0] != recordVersion {
-				return fmt.Errorf("%w: wrapped key of namespace %s", errCorrupt, id)
-			}
-			n.wrapped = append([]byte(nil), val[1:]...)
-			return nil
-		})
-		w.spaces[id], w.titles[n.title] = n, id
-		return err == nil, err
-	})
-	if err != nil {
+	if w.restore, err = readRestore(g.db); err != nil {
 		return nil, err
+	}
+	w.bank = banks[w.restore.live]
+	if w.spaces, w.titles, err = loadNamespaces(g.db, w.bank); err != nil {
+		return nil, err
+	}
+	if w.restore.phase == RestoreStaging {
+		if w.staged.spaces, w.staged.titles, err = loadNamespaces(g.db, w.bank.other()); err != nil {
+			return nil, err
+		}
 	}
 	var rev uint64
 	if _, err := get(g.db, []byte(keyControlRevision), func(val []byte) (err error) {
@@ -224,6 +216,29 @@ func loadWriter(g *generation) (*writer, error) {
 	}
 	w.setControl(kv.Revision(rev))
 	return w, nil
+}
+
+// loadNamespaces reads the living namespaces of a bank.
+func loadNamespaces(r reader, b *bank) (spaces map[kv.NamespaceID]*namespace, titles map[string]kv.NamespaceID, err error) {
+	spaces, titles = make(map[kv.NamespaceID]*namespace), make(map[string]kv.NamespaceID)
+	err = scanSpace(r, b.namespace, func(key, val []byte) (bool, error) {
+		n, err := decodeNamespace(val)
+		if err != nil || n.deleted {
+			return err == nil, err
+		}
+		var id kv.NamespaceID
+		copy(id[:], key[spaceBytes:])
+		_, err = get(r, nsKey(nil, b.wrappedKey, id), func(val []byte) error {
+			if len(val) == 0 || val[0] != recordVersion {
+				return fmt.Errorf("%w: wrapped key of namespace %s", errCorrupt, id)
+			}
+			n.wrapped = append([]byte(nil), val[1:]...)
+			return nil
+		})
+		spaces[id], titles[n.title] = n, id
+		return err == nil, err
+	})
+	return spaces, titles, err
 }
 
 // setControl makes the immutable control state from the namespaces as they are, ordered by title.

@@ -36,9 +36,9 @@ func (t *txn) slot(ns kv.NamespaceID, key string) (*slot, error) {
 		return s, nil
 	}
 	s := &slot{}
-	t.key = entryKey(t.key[:0], spaceHead, ns, key)
+	t.key = entryKey(t.key[:0], t.w.bank.head, ns, key)
 	var err error
-	s.exists, err = get(t.w.gen.db, t.key, func(val []byte) (err error) {
+	s.exists, err = get(t.db, t.key, func(val []byte) (err error) {
 		s.head, err = decodeHead(val, nil, false)
 		return err
 	})
@@ -75,25 +75,12 @@ func (t *txn) put(op *command.Op, n *namespace, sl *slot) (kv.Revision, error) {
 	if err != nil {
 		return 0, err
 	}
-	next := head{
-		revision: rev, expiry: op.Expiry, size: op.Size, blob: op.Blob,
-		separate: op.Blob.IsZero() && len(op.Value) > inlineBytes,
-	}
-	if err := t.index(op.Namespace, op.Key, sl.head, next); err != nil {
+	next := headOf(op, rev)
+	if err := t.index(t.w.bank, op.Namespace, op.Key, sl.head, next); err != nil {
 		return 0, err
 	}
-	t.key = entryKey(t.key[:0], spaceHead, op.Namespace, op.Key)
-	t.val = appendHead(t.val[:0], &kv.Item{
-		Revision: rev, Expiry: op.Expiry, Size: op.Size, WriteID: op.WriteID,
-		Metadata: op.Metadata, Value: op.Value, Blob: op.Blob,
-	})
-	if err := t.batch.Set(t.key, t.val, nil); err != nil {
+	if err := t.setKey(t.w.bank, op, next); err != nil {
 		return 0, err
-	}
-	if next.separate {
-		if err := t.setValue(op); err != nil {
-			return 0, err
-		}
 	}
 	if sl.exists {
 		n.bytes += op.Size - sl.size
@@ -106,10 +93,27 @@ func (t *txn) put(op *command.Op, n *namespace, sl *slot) (kv.Revision, error) {
 	return rev, nil
 }
 
-// setValue writes a v/ record, copying the value once.
-func (t *txn) setValue(op *command.Op) error {
+// headOf is the head that a put makes.
+func headOf(op *command.Op, rev kv.Revision) head {
+	return head{
+		revision: rev, expiry: op.Expiry, size: op.Size, blob: op.Blob,
+		separate: op.Blob.IsZero() && len(op.Value) > inlineBytes,
+	}
+}
+
+// setKey writes what a put leaves beside the indexes.
+func (t *txn) setKey(b *bank, op *command.Op, h head) error {
+	t.key = entryKey(t.key[:0], b.head, op.Namespace, op.Key)
+	t.val = appendHead(t.val[:0], &kv.Item{
+		Revision: h.revision, Expiry: op.Expiry, Size: op.Size, WriteID: op.WriteID,
+		Metadata: op.Metadata, Value: op.Value, Blob: op.Blob,
+	})
+	if err := t.batch.Set(t.key, t.val, nil); err != nil || !h.separate {
+		return err
+	}
+	// The value is copied once.
 	d := t.batch.SetDeferred(spaceBytes+len(op.Namespace)+len(op.Key), 1+len(op.Value))
-	entryKey(d.Key[:0], spaceValue, op.Namespace, op.Key)
+	entryKey(d.Key[:0], b.value, op.Namespace, op.Key)
 	d.Value[0] = recordVersion
 	copy(d.Value[1:], op.Value)
 	return d.Finish()
@@ -121,10 +125,10 @@ func (t *txn) remove(ns kv.NamespaceID, n *namespace, key string, sl *slot) (kv.
 	if err != nil {
 		return 0, err
 	}
-	if err := t.index(ns, key, sl.head, head{}); err != nil {
+	if err := t.index(t.w.bank, ns, key, sl.head, head{}); err != nil {
 		return 0, err
 	}
-	t.key = entryKey(t.key[:0], spaceHead, ns, key)
+	t.key = entryKey(t.key[:0], t.w.bank.head, ns, key)
 	if err := t.batch.Delete(t.key, nil); err != nil {
 		return 0, err
 	}
@@ -137,24 +141,24 @@ func (t *txn) remove(ns kv.NamespaceID, n *namespace, key string, sl *slot) (kv.
 
 // index moves everything that hangs on a key's head from old to next: the expiry index, the separate value (whose new one
 // put writes), and the blob.
-func (t *txn) index(ns kv.NamespaceID, key string, old, next head) error {
+func (t *txn) index(b *bank, ns kv.NamespaceID, key string, old, next head) error {
 	if old.expiry != next.expiry {
 		if old.expiry != 0 {
-			t.key = expiryKey(t.key[:0], old.expiry, ns, key)
+			t.key = b.expiryKey(t.key[:0], old.expiry, ns, key)
 			if err := t.batch.Delete(t.key, nil); err != nil {
 				return err
 			}
 		}
 		if next.expiry != 0 {
 			t.soonest = min(t.soonest, next.expiry)
-			t.key = expiryKey(t.key[:0], next.expiry, ns, key)
+			t.key = b.expiryKey(t.key[:0], next.expiry, ns, key)
 			if err := t.batch.Set(t.key, []byte{recordVersion}, nil); err != nil {
 				return err
 			}
 		}
 	}
 	if old.separate && !next.separate {
-		t.key = entryKey(t.key[:0], spaceValue, ns, key)
+		t.key = entryKey(t.key[:0], b.value, ns, key)
 		if err := t.batch.Delete(t.key, nil); err != nil {
 			return err
 		}
@@ -163,20 +167,20 @@ func (t *txn) index(ns kv.NamespaceID, key string, old, next head) error {
 		return nil
 	}
 	if !old.blob.IsZero() {
-		if err := t.releaseBlob(ns, old.blob); err != nil {
+		if err := t.releaseBlob(b, ns, old.blob); err != nil {
 			return err
 		}
 	}
 	if !next.blob.IsZero() {
-		return t.nameBlob(ns, next.blob, next.size)
+		return t.nameBlob(b, ns, next.blob, next.size)
 	}
 	return nil
 }
 
 // nameBlob notes that the state names a blob. One that was released before is wanted again.
-func (t *txn) nameBlob(ns kv.NamespaceID, id kv.BlobID, size int64) error {
-	t.noteBlob(ns, id, size)
-	t.key = blobKey(t.key[:0], ns, id)
+func (t *txn) nameBlob(b *bank, ns kv.NamespaceID, id kv.BlobID, size int64) error {
+	t.noteBlob(b, ns, id, size)
+	t.key = b.blobKey(t.key[:0], ns, id)
 	t.val = appendNumber(t.val[:0], uint64(size))
 	if err := t.batch.Set(t.key, t.val, nil); err != nil {
 		return err
@@ -186,9 +190,9 @@ func (t *txn) nameBlob(ns kv.NamespaceID, id kv.BlobID, size int64) error {
 }
 
 // releaseBlob notes that the state no longer names a blob, so that its file can go.
-func (t *txn) releaseBlob(ns kv.NamespaceID, id kv.BlobID) error {
-	t.noteBlob(ns, id, notNamed)
-	t.key = blobKey(t.key[:0], ns, id)
+func (t *txn) releaseBlob(b *bank, ns kv.NamespaceID, id kv.BlobID) error {
+	t.noteBlob(b, ns, id, notNamed)
+	t.key = b.blobKey(t.key[:0], ns, id)
 	if err := t.batch.Delete(t.key, nil); err != nil {
 		return err
 	}
@@ -200,20 +204,28 @@ func (t *txn) releaseBlob(ns kv.NamespaceID, id kv.BlobID) error {
 // notNamed stands for the size of a blob that the state no longer names.
 const notNamed = -1
 
-func (t *txn) noteBlob(ns kv.NamespaceID, id kv.BlobID, size int64) {
-	if t.blobs == nil {
-		t.blobs = make(map[blobRef]int64)
+// noteBlob remembers what the batch holds, for blobTaken and for the observer. What is staged takes no part in the former, or
+// the outcome of an operation would depend on how entries are grouped.
+func (t *txn) noteBlob(b *bank, ns kv.NamespaceID, id kv.BlobID, size int64) {
+	blobs := &t.blobs
+	if b != t.w.bank {
+		blobs = &t.otherBlobs
 	}
-	t.blobs[blobRef{ns, id}] = size
+	if *blobs == nil {
+		*blobs = make(map[blobRef]int64)
+	}
+	(*blobs)[blobRef{ns, id}] = size
 }
 
 // blobChanges lists the blobs that this call has named and released, as they stand at its end.
 func (t *txn) blobChanges() (named, released []Blob) {
-	for r, size := range t.blobs {
-		if size == notNamed {
-			released = append(released, Blob{Namespace: r.ns, ID: r.id})
-		} else {
-			named = append(named, Blob{Namespace: r.ns, ID: r.id, Size: size})
+	for _, blobs := range []map[blobRef]int64{t.blobs, t.otherBlobs} {
+		for r, size := range blobs {
+			if size == notNamed {
+				released = append(released, Blob{Namespace: r.ns, ID: r.id})
+			} else {
+				named = append(named, Blob{Namespace: r.ns, ID: r.id, Size: size})
+			}
 		}
 	}
 	return named, released
@@ -228,8 +240,8 @@ func (t *txn) blobTaken(op *command.Op, sl *slot) (bool, error) {
 	if size, ok := t.blobs[blobRef{op.Namespace, op.Blob}]; ok {
 		return size != notNamed, nil
 	}
-	t.key = blobKey(t.key[:0], op.Namespace, op.Blob)
-	return get(t.w.gen.db, t.key, func([]byte) error { return nil })
+	t.key = t.w.bank.blobKey(t.key[:0], op.Namespace, op.Blob)
+	return get(t.db, t.key, func([]byte) error { return nil })
 }
 
 // maxSweep bounds one sweep. Every voter must agree on it, so it never changes without a new kind of command.
@@ -247,7 +259,8 @@ func (t *txn) sweep(limit int, since int64) (r command.OpResult, err error) {
 		x   []byte
 	}
 	var found []due
-	from, to := expiryKey(nil, since, kv.NamespaceID{}, ""), expiryKey(nil, t.applied.MeshTime/1000+1, kv.NamespaceID{}, "")
+	b := t.w.bank
+	from, to := b.expiryKey(nil, since, kv.NamespaceID{}, ""), b.expiryKey(nil, t.applied.MeshTime/1000+1, kv.NamespaceID{}, "")
 	err = scan(t.batch, from, to, func(k, _ []byte) (bool, error) {
 		_, ns, key, ok := splitExpiryKey(k)
 		if !ok {

@@ -9,7 +9,7 @@ import (
 // The key spaces. Ids and numbers have a fixed width and numbers are big endian, so byte order is the order that scans
 // need, and a key needs no separator after them.
 //
-//	m/schema, m/applied
+//	m/schema, m/applied, m/restore
 //	n/<ns 16>                       namespace record, counts and bytes, last-modified revision; or a tombstone
 //	k/<ns 16><key>                  the key's head, with a small value in it
 //	v/<ns 16><key>                  a sealed value above inlineBytes
@@ -18,24 +18,39 @@ import (
 //	b/<ns 16><blob id 16>           the blobs that heads name
 //	g/<blob id 16>                  blobs that are no longer named, until their files are gone (local, not replicated)
 //	t/k/<ns 16>, t/revision         control state: wrapped data keys, the revision of the last change
+//
+// The spaces that make up the content (n, k, v, x, b, t/k) exist twice, see bank.
 const (
-	spaceMeta      = "m/"
-	spaceNamespace = "n/"
-	spaceHead      = "k/"
-	spaceValue     = "v/"
-	spaceChange    = "c/"
-	spaceExpiry    = "x/"
-	spaceBlob      = "b/"
-	spaceReleased  = "g/"
-	spaceControl   = "t/"
+	spaceChange   = "c/"
+	spaceReleased = "g/"
 
 	keySchema          = "m/schema"
 	keyApplied         = "m/applied"
+	keyRestore         = "m/restore"
 	keyControlRevision = "t/revision"
-	spaceWrapped       = "t/k/"
 )
 
-const spaceBytes = 2 // length of a space's prefix
+const spaceBytes = 2 // length of a space's prefix; that of the wrapped keys is longer
+
+// bank is one of two sets of spaces, each of which can hold a whole content. One is live; a restore fills the other one and
+// then makes that one live, in one small write. m/restore says which it is, without that record it is the first.
+type bank struct {
+	number                                           byte
+	namespace, head, value, expiry, blob, wrappedKey string
+}
+
+var banks = [2]*bank{
+	{0, "n/", "k/", "v/", "x/", "b/", "t/k/"},
+	{1, "N/", "K/", "V/", "X/", "B/", "T/k/"},
+}
+
+// other is the bank that is not b.
+func (b *bank) other() *bank { return banks[1-b.number] }
+
+// spaces lists all of them, in any order.
+func (b *bank) spaces() []string {
+	return []string{b.namespace, b.head, b.value, b.expiry, b.blob, b.wrappedKey}
+}
 
 func nsKey(dst []byte, space string, ns kv.NamespaceID) []byte {
 	return append(append(dst, space...), ns[:]...)
@@ -49,12 +64,12 @@ func changeKey(dst []byte, rev kv.Revision) []byte {
 	return binary.BigEndian.AppendUint64(append(dst, spaceChange...), uint64(rev))
 }
 
-func expiryKey(dst []byte, expiry int64, ns kv.NamespaceID, key string) []byte {
-	dst = binary.BigEndian.AppendUint64(append(dst, spaceExpiry...), uint64(expiry))
+func (b *bank) expiryKey(dst []byte, expiry int64, ns kv.NamespaceID, key string) []byte {
+	dst = binary.BigEndian.AppendUint64(append(dst, b.expiry...), uint64(expiry))
 	return append(append(dst, ns[:]...), key...)
 }
 
-// splitExpiryKey takes an x/ key apart; ok is false when it is too short to be one.
+// splitExpiryKey takes an expiry index key apart; ok is false when it is too short to be one.
 func splitExpiryKey(k []byte) (expiry int64, ns kv.NamespaceID, key string, ok bool) {
 	k = k[min(spaceBytes, len(k)):]
 	if len(k) < 8+len(ns) {
@@ -65,8 +80,8 @@ func splitExpiryKey(k []byte) (expiry int64, ns kv.NamespaceID, key string, ok b
 	return expiry, ns, string(k[8+len(ns):]), true
 }
 
-func blobKey(dst []byte, ns kv.NamespaceID, id kv.BlobID) []byte {
-	return append(nsKey(dst, spaceBlob, ns), id[:]...)
+func (b *bank) blobKey(dst []byte, ns kv.NamespaceID, id kv.BlobID) []byte {
+	return append(nsKey(dst, b.blob, ns), id[:]...)
 }
 
 func releasedKey(dst []byte, id kv.BlobID) []byte {

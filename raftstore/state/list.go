@@ -63,7 +63,7 @@ func (s *State) List(q ListQuery) (ListResult, error) {
 		q.Limit = kv.MaxListLimit
 	}
 	q.Now = max(q.Now, v.applied.MeshTime/1000) // a reader's clock may be behind what it reads
-	l := lister{v: v, q: q, base: nsKey(nil, spaceHead, q.Namespace)}
+	l := lister{v: v, q: q, base: nsKey(nil, v.bank.head, q.Namespace)}
 	l.res.Applied = v.applied
 	from, to := l.bounds()
 	it, err := v.snap.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})

@@ -2,5 +2,10 @@
 
 package state
 
-// Without the tag "mutants" the flags are constants, and what stands behind them is not compiled.
-const mutTxnHalf = false
+// The deliberate faults of the mutation tests (mutant_on.go). As constants they vanish from every other binary.
+const (
+	mutTxnHalf         = false
+	mutRestoreHalf     = false
+	mutRestoreOverData = false
+	mutRestoreOldEpoch = false
+)

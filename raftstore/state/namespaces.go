@@ -66,7 +66,7 @@ func (t *txn) controlChange(op *command.Op, n *namespace, rev kv.Revision) error
 		return nil
 	}
 	n.wrapped = append([]byte(nil), op.WrappedKey...)
-	t.key = nsKey(t.key[:0], spaceWrapped, op.Namespace)
+	t.key = nsKey(t.key[:0], t.w.bank.wrappedKey, op.Namespace)
 	t.val = append(append(t.val[:0], recordVersion), n.wrapped...)
 	return t.batch.Set(t.key, t.val, nil)
 }
@@ -91,7 +91,8 @@ func (t *txn) deleteNamespace(op *command.Op) (r command.OpResult, err error) {
 	if r.Revision, err = t.change(changeDeleteNamespace, ns, ""); err != nil {
 		return r, err
 	}
-	for _, space := range []string{spaceHead, spaceValue} {
+	b := t.w.bank
+	for _, space := range []string{b.head, b.value} {
 		from := nsKey(nil, space, ns)
 		if err := t.batch.DeleteRange(from, prefixEnd(from), nil); err != nil {
 			return r, err
@@ -100,7 +101,7 @@ func (t *txn) deleteNamespace(op *command.Op) (r command.OpResult, err error) {
 	if err := t.releaseAll(ns); err != nil {
 		return r, err
 	}
-	if err := t.batch.Delete(nsKey(nil, spaceWrapped, ns), nil); err != nil {
+	if err := t.batch.Delete(nsKey(nil, b.wrappedKey, ns), nil); err != nil {
 		return r, err
 	}
 	delete(t.w.titles, n.title)
@@ -112,13 +113,13 @@ func (t *txn) deleteNamespace(op *command.Op) (r command.OpResult, err error) {
 	t.dropped[ns] = struct{}{}
 	t.noteControl(ns, r.Revision)
 	tomb := appendNamespace(nil, &namespace{deleted: true, lastModified: r.Revision})
-	return r, t.batch.Set(nsKey(nil, spaceNamespace, ns), tomb, nil)
+	return r, t.batch.Set(nsKey(nil, b.namespace, ns), tomb, nil)
 }
 
 // releaseAll releases the blobs of a namespace. The batch is indexed, so those named in this call are among them.
 func (t *txn) releaseAll(ns kv.NamespaceID) error {
 	var ids []kv.BlobID
-	from := nsKey(nil, spaceBlob, ns)
+	from := nsKey(nil, t.w.bank.blob, ns)
 	err := scan(t.batch, from, prefixEnd(from), func(k, _ []byte) (bool, error) {
 		var id kv.BlobID
 		if copy(id[:], k[len(from):]) != len(id) {
@@ -131,7 +132,7 @@ func (t *txn) releaseAll(ns kv.NamespaceID) error {
 		return err
 	}
 	for _, id := range ids {
-		if err := t.releaseBlob(ns, id); err != nil {
+		if err := t.releaseBlob(t.w.bank, ns, id); err != nil {
 			return err
 		}
 	}
@@ -156,5 +157,5 @@ func (t *txn) namespaceTaken(id kv.NamespaceID) (bool, error) {
 	if _, ok := t.dropped[id]; ok {
 		return true, nil
 	}
-	return get(t.w.gen.db, nsKey(nil, spaceNamespace, id), func([]byte) error { return nil })
+	return get(t.db, nsKey(nil, t.w.bank.namespace, id), func([]byte) error { return nil })
 }

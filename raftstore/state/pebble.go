@@ -71,15 +71,17 @@ func pebbleOptions(fs vfs.FS, cache *pebble.Cache, log *slog.Logger) *pebble.Opt
 	return o
 }
 
-// spanPolicy separates values in v/ only: a listing walks k/, and a head with metadata and a small value can be longer
-// than inlineBytes too.
+// spanPolicy separates values in the spaces of values only: a listing walks heads, and one with metadata and a small value
+// can be longer than inlineBytes too.
 func spanPolicy(start []byte) (policy pebble.SpanPolicy, end []byte, err error) {
-	valueEnd := prefixEnd([]byte(spaceValue))
-	switch {
-	case string(start) < spaceValue:
-		return pebble.SpanPolicy{ValueStoragePolicy: pebble.ValueStorageLowReadLatency}, []byte(spaceValue), nil
-	case string(start) < string(valueEnd):
-		return pebble.SpanPolicy{}, valueEnd, nil
+	for _, b := range []*bank{banks[1], banks[0]} { // in byte order
+		valueEnd := prefixEnd([]byte(b.value))
+		switch {
+		case string(start) < b.value:
+			return pebble.SpanPolicy{ValueStoragePolicy: pebble.ValueStorageLowReadLatency}, []byte(b.value), nil
+		case string(start) < string(valueEnd):
+			return pebble.SpanPolicy{}, valueEnd, nil
+		}
 	}
 	return pebble.SpanPolicy{ValueStoragePolicy: pebble.ValueStorageLowReadLatency}, nil, nil
 }

@@ -24,7 +24,7 @@ func (s *State) Get(ns kv.NamespaceID, key string, headOnly bool) (kv.Item, Appl
 
 func (v *view) item(ns kv.NamespaceID, key string, withValue bool) (item kv.Item, err error) {
 	var h head
-	found, err := get(v.snap, entryKey(nil, spaceHead, ns, key), func(val []byte) (err error) {
+	found, err := get(v.snap, entryKey(nil, v.bank.head, ns, key), func(val []byte) (err error) {
 		h, err = decodeHead(val, &item, withValue)
 		return err
 	})
@@ -44,7 +44,7 @@ func (v *view) item(ns kv.NamespaceID, key string, withValue bool) (item kv.Item
 
 // value reads a separate value.
 func (v *view) value(ns kv.NamespaceID, key string) (value []byte, err error) {
-	found, err := get(v.snap, entryKey(nil, spaceValue, ns, key), func(val []byte) error {
+	found, err := get(v.snap, entryKey(nil, v.bank.value, ns, key), func(val []byte) error {
 		if len(val) == 0 || val[0] != recordVersion {
 			return fmt.Errorf("%w: value of %d bytes", errCorrupt, len(val))
 		}
@@ -75,7 +75,7 @@ func (s *State) NamespaceStats(ns kv.NamespaceID) (NamespaceStats, error) {
 		return NamespaceStats{}, err
 	}
 	var st NamespaceStats
-	found, err := get(v.snap, nsKey(nil, spaceNamespace, ns), func(val []byte) error {
+	found, err := get(v.snap, nsKey(nil, v.bank.namespace, ns), func(val []byte) error {
 		n, err := decodeNamespace(val)
 		if err == nil {
 			st = NamespaceStats{Keys: n.keys, Bytes: n.bytes, LastModified: n.lastModified}

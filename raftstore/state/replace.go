@@ -187,6 +187,7 @@ func (s *State) swap(dir string) (_ *generation, err error) {
 	old := s.w
 	s.w = w
 	old.gen.replaced.Store(true)
+	close(old.gen.gone)
 	s.tell(replacement(old.applied, w))
 	s.publish(w)
 	s.expiry.added(0)

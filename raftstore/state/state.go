@@ -30,8 +30,8 @@ import (
 var (
 	// ErrTrimmed says that the change index no longer reaches back to the revision asked for.
 	ErrTrimmed = errors.New("the change index does not reach back that far")
-	// ErrReplaced says that the state was replaced while a long read (EachBlob) was running on the old one.
-	ErrReplaced = errors.New("the state was replaced during the read")
+	// ErrReplaced says that the state was replaced while a long read (EachBlob, Cut) was running on the old one, or closed.
+	ErrReplaced = errors.New("the state was replaced or closed during the read")
 	// ErrClosed says that the state is closed.
 	ErrClosed = errors.New("the state is closed")
 )
@@ -115,6 +115,7 @@ func (s *State) Close() error {
 	if w == nil {
 		return ErrClosed
 	}
+	close(w.gen.gone)
 	last := s.view.Load()
 	s.view.Store(&view{applied: last.applied, control: last.control, closed: true})
 	last.release()

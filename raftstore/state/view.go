@@ -23,8 +23,10 @@ type control struct {
 type view struct {
 	gen     *generation
 	snap    *pebble.Snapshot
+	bank    *bank
 	applied Applied
 	control *control
+	restore restoring
 	closed  bool
 
 	// refs counts the users, one of which is State.view. Once 0 it stays 0.
@@ -33,7 +35,9 @@ type view struct {
 
 func newView(w *writer) *view {
 	w.gen.views.Add(1)
-	v := &view{gen: w.gen, snap: w.gen.db.NewSnapshot(), applied: w.applied, control: w.control}
+	v := &view{
+		gen: w.gen, snap: w.gen.db.NewSnapshot(), bank: w.bank, applied: w.applied, control: w.control, restore: w.restore,
+	}
 	v.refs.Store(1)
 	return v
 }
