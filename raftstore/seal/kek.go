@@ -2,6 +2,7 @@ package seal
 
 import (
 	"bytes"
+	"crypto/hpke"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -32,8 +33,9 @@ const (
 // KEK is the key-encryption key of a mesh: it wraps the data keys of namespaces, and seals small files that a node keeps
 // for itself. It is never stored. Safe for concurrent use.
 type KEK struct {
-	aead tink.AEAD
-	id   uint32
+	aead     tink.AEAD
+	id       uint32
+	receiver hpke.PrivateKey // of its address
 }
 
 // NewKEK makes the KEK of a 32-byte key, which it copies.
@@ -68,7 +70,11 @@ func NewKEK(key []byte) (*KEK, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key-encryption key: %w", err)
 	}
-	return &KEK{aead: a, id: id}, nil
+	receiver, err := newReceiver(key)
+	if err != nil {
+		return nil, err
+	}
+	return &KEK{aead: a, id: id, receiver: receiver}, nil
 }
 
 // String is the id of the key, eight hex digits: what errors and status pages show. It reveals nothing of the key.
@@ -154,14 +160,18 @@ func (k *KEK) open(sealed, data []byte) ([]byte, error) {
 		return nil, err
 	}
 	if id != k.id {
-		return nil, fmt.Errorf("%w: it needs the key-encryption key %08x and this node has %08x; start the node with the mesh key (or key-encryption key) it was sealed with",
-			ErrWrongKey, id, k.id)
+		return nil, k.wrongKey(id)
 	}
 	plaintext, err := k.aead.Decrypt(sealed, data)
 	if err != nil {
 		return nil, ErrDamaged // Tink says no more than that either
 	}
 	return plaintext, nil
+}
+
+func (k *KEK) wrongKey(id uint32) error {
+	return fmt.Errorf("%w: it needs the key-encryption key %08x and this node has %08x; start the node with the mesh key (or key-encryption key) it was sealed with",
+		ErrWrongKey, id, k.id)
 }
 
 func wrapData(ns kv.NamespaceID) []byte { return append([]byte(labelWrap), ns[:]...) }
