@@ -15,4 +15,5 @@ const (
 	mutReadIndexUnapplied = false
 	mutReadIndexShared    = false
 	mutVoteAtOnce         = false
+	mutForgetUnknown      = false
 )

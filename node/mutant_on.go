@@ -18,6 +18,7 @@ var (
 	mutReadIndexUnapplied = mutating("read-index-unapplied") // a strong read does not wait for the revision that the leader has confirmed
 	mutReadIndexShared    = mutating("read-index-shared")    // a strong read shares a question that was sent before it
 	mutVoteAtOnce         = mutating("vote-at-once")         // a new voter gets its vote before it is stable and has its large values
+	mutForgetUnknown      = mutating("forget-unknown")       // a restore whose end may still come is called undone
 )
 
 func mutating(name string) bool { return os.Getenv("KVMESH_MUTANT") == name }

@@ -48,22 +48,31 @@ func (s *service) changeControl(ctx context.Context, op command.Op) error {
 	if err != nil {
 		return err
 	}
+	if err := s.control.await(ctx, res.Epoch, r.Revision); err != nil {
+		// It is committed: the client is told so, the feed will bring it here.
+		s.control.log.Warn("a change of the control state has not come back to this node yet", "error", err)
+	}
+	return nil
+}
+
+// await waits until this node has a control state, or a later one, and asks the mesh for it when it does not come by itself.
+func (s *controlState) await(ctx context.Context, epoch kv.Epoch, rev kv.Revision) error {
 	ctx, cancel := context.WithTimeout(ctx, applyWait*20)
 	defer cancel()
 	for {
-		c, changed := s.control.current()
-		if c.Epoch.Compare(res.Epoch) > 0 || (c.Epoch == res.Epoch && c.Revision >= r.Revision) {
+		c, changed := s.current()
+		if c.Epoch.Compare(epoch) > 0 || (c.Epoch == epoch && c.Revision >= rev) {
 			return nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			latest, err := s.control.ask(context.WithoutCancel(ctx), kv.Control{Epoch: res.Epoch, Revision: r.Revision})
+			latest, err := s.ask(context.WithoutCancel(ctx), kv.Control{Epoch: epoch, Revision: rev})
 			if err == nil {
-				err = s.control.take(latest)
+				err = s.take(latest)
 			}
-			if err != nil { // it is committed: the client is told so, the feed will bring it here
-				s.control.log.Warn("a change of the control state has not come back to this node yet", "error", errors.Join(ctx.Err(), err))
+			if err != nil {
+				return errors.Join(ctx.Err(), err)
 			}
 			return nil
 		}

@@ -77,6 +77,7 @@ type Node struct {
 	follow   *follower
 	proposer *proposer
 	service  *service
+	backups  *backups
 
 	store     *raftstore.Store // nil on edges, like the next five
 	answerer  *answerer
@@ -96,9 +97,12 @@ type Node struct {
 	undo   teardown
 	ctx    context.Context // of everything that runs in the background
 	cancel context.CancelFunc
-	tasks  sync.WaitGroup
-	failMu sync.Mutex // guards failure
-	failed error
+	// leaving ends when the node has drained: what may take hours is not waited for.
+	leaving context.Context
+	leave   context.CancelFunc
+	tasks   sync.WaitGroup
+	failMu  sync.Mutex // guards failure
+	failed  error
 }
 
 // New makes a node: it opens the data directory and all listeners, and starts nothing yet.
@@ -106,6 +110,7 @@ func New(opts Options) (n *Node, err error) {
 	opts.defaults()
 	n = &Node{opts: opts, started: time.Now(), reg: prometheus.NewRegistry(), committed: make(chan struct{}, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.leaving, n.leave = context.WithCancel(n.ctx)
 	defer func() {
 		if err != nil {
 			n.cancel()
@@ -393,6 +398,12 @@ func (n *Node) openService() {
 		},
 		status: n.clusterStatus,
 	}
+	n.backups = &backups{
+		self: n.id.nodeID, version: n.opts.Version, store: n.store, blobs: n.blobs, dir: n.dir, dialer: n.dialer, rpc: n.rpc,
+		proposer: n.proposer, control: n.control, cache: n.cache, clock: n.clock, wall: n.opts.Env.Wall, kek: n.kek,
+		log: n.component("backup"), metrics: newBackupMetrics(n.reg),
+		leaving: n.leaving, slots: make(chan struct{}, maxBackups),
+	}
 	n.openHTTP()
 }
 
@@ -412,6 +423,7 @@ func (n *Node) handlePeers() {
 		mux.Handle(wire.MethodList, "list", n.serveList)
 		mux.Handle(wire.MethodSpaces, "spaces", n.serveSpaces)
 		n.peers.Handle(peer.ALPNBlob, anyMember, n.blobs.serve)
+		n.peers.Handle(peer.ALPNBackup, anyMember, n.backups.serve)
 	}
 	feeds := &feedServer{
 		depth: n.follow.depth, ring: n.ring, control: n.control, dir: n.dir, clock: n.clock, log: n.component("feed"),

@@ -24,7 +24,9 @@ const maxHTTPConns = 16384
 // openHTTP makes the two HTTP servers.
 func (n *Node) openHTTP() {
 	log := n.component("http")
-	handler := api.New(api.Options{Service: n.service, Admin: clusterAdmin{n}, Auth: n.opts.Token, Logger: log, Metrics: n.reg})
+	handler := api.New(api.Options{
+		Service: n.service, Admin: clusterAdmin{n}, Backups: n.backups, Auth: n.opts.Token, Logger: log, Metrics: n.reg,
+	})
 	n.http = api.NewServer(n.untilDrained(handler), api.ServerOptions{Logger: log})
 	n.ops = ops.New(ops.Options{Checks: n.checks(), Auth: n.opts.Token, Metrics: n.reg, Logger: log})
 	n.admin = api.NewServer(n.ops, api.ServerOptions{Logger: log})
@@ -138,6 +140,7 @@ func (n *Node) Start() error {
 	n.undo.push("admin server", func(context.Context) error { return n.admin.Close() })
 	n.serve("http listener", func() error { return n.http.Serve(api.LimitListener(n.httpLn, maxHTTPConns)) })
 	n.undo.push("http server", n.http.Shutdown)
+	n.undo.push("backups", func(context.Context) error { n.leave(); return nil })
 	n.undo.push("drain", n.drain)
 	n.undo.push("readiness", func(context.Context) error { n.ops.SetDraining(true); return nil })
 	n.log.Info("started", "id", n.id.nodeID, "role", n.opts.Role, "region", n.opts.Region,

@@ -57,7 +57,7 @@ limits() {
 	case $1 in
 	cache) echo -test.skip=^TestBudget$ ;;
 	raftstore) echo -test.run=Confirm\|Quorum\|FullDisk\|Recover\|Remov\|Notice ;;
-	node) echo -test.skip=^TestNewEpoch$ ;;
+	node) echo '-test.skip=^Test(NewEpoch|Backup.*|Restore.*)$' ;;
 	esac
 }
 

@@ -32,6 +32,8 @@ type Options struct {
 	Service Service
 	// Admin changes who belongs to the central store; nil = not from here.
 	Admin ClusterAdmin
+	// Backups makes and restores backups; nil = this node does neither.
+	Backups Backups
 	// Auth is asked before anything else about every request; nil allows all.
 	Auth   Authorizer
 	Logger *slog.Logger // nil = discard
@@ -49,7 +51,7 @@ type Options struct {
 // It panics when the metrics are registered already.
 func New(o Options) http.Handler {
 	s := &surface{
-		svc: o.Service, admin: o.Admin, auth: o.Auth, log: o.Logger,
+		svc: o.Service, admin: o.Admin, backups: o.Backups, auth: o.Auth, log: o.Logger,
 		metrics: newMetrics(o.Metrics),
 		maxBody: o.MaxBody, maxDoc: o.MaxDoc, timeout: o.Timeout,
 		routes:  routes(),
@@ -74,6 +76,7 @@ func New(o Options) http.Handler {
 type surface struct {
 	svc     Service
 	admin   ClusterAdmin
+	backups Backups // may be nil
 	auth    Authorizer
 	log     *slog.Logger
 	metrics *metrics

@@ -61,6 +61,7 @@ func routes() []resource {
 		}},
 	}
 	all = append(all, clusterRoutes()...)
+	all = append(all, backupRoutes()...)
 	for _, more := range unsupported.calls {
 		i := slices.IndexFunc(all, func(r resource) bool { return r.pattern == more.pattern })
 		if i < 0 {

@@ -57,6 +57,8 @@ func TestEveryRouteAnswers(t *testing.T) {
 		"/v1/cluster/join":            "GET 405 HEAD 405 PUT 405 DELETE 405 POST 400",
 		"/v1/cluster/remove":          "GET 405 HEAD 405 PUT 405 DELETE 405 POST 400",
 		"/v1/cluster/transfer-leader": "GET 405 HEAD 405 PUT 405 DELETE 405 POST 200",
+		"/v1/backup":                  "GET 501 HEAD 501 PUT 405 DELETE 405 POST 501",
+		"/v1/backup/address":          "GET 501 HEAD 501 PUT 405 DELETE 405 POST 405",
 	}
 	for _, res := range routes() {
 		if want[res.example()] == "" {

@@ -230,16 +230,41 @@ func (g cage) search(t *testing.T, dir string) (found map[string][]string, files
 	return found, files
 }
 
-// TestCanariesCanBeFound runs TestCanaries in a build that seals nothing: there it has to find every one of them.
+// TestCanariesInABackup searches a backup for values, metadata, names of keys and titles of namespaces.
+func TestCanariesInABackup(t *testing.T) {
+	bench(t)
+	w := start(t, devmesh.Shape{Regions: []string{"here"}, Voters: 1, EdgesPerRegion: 1})
+	g := cage{}
+	for _, size := range []int{60, 5000, kv.MaxInlineValueBytes, kv.MaxInlineValueBytes + 1, 2 << 20} {
+		title, name := canary(), canary()
+		g[fmt.Sprintf("title, %d", size)], g[fmt.Sprintf("key, %d", size)] = title, name
+		insist(t, w.nodes[0], http.MethodPut, "/v1/namespaces/"+title, nil)
+		w.has(t, title)
+		g.write(t, w.nodes[0], title, name, size)
+	}
+	dir := t.TempDir()
+	a := w.nodes[0].Must(t, 200, http.MethodGet, "/v1/backup", nil)
+	if err := os.WriteFile(filepath.Join(dir, "backup"), a.Body, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	found, _ := g.search(t, dir)
+	for what, text := range g {
+		if got := len(found[text]) > 0; got != inClear {
+			t.Errorf("%s: found %v", what, got)
+		}
+	}
+}
+
+// TestCanariesCanBeFound runs those above in a build that seals nothing: there they have to find every one of them.
 func TestCanariesCanBeFound(t *testing.T) {
 	if inClear {
 		return // this is that run
 	}
 	bench(t)
-	cmd := exec.Command("go", "test", "-count=1", "-tags", "sealidentity", "-run", "^TestCanaries$", "-v", ".")
+	cmd := exec.Command("go", "test", "-count=1", "-tags", "sealidentity", "-run", "^TestCanaries(InABackup)?$", "-v", ".")
 	cmd.Env = nodetest.Env()
 	out, err := cmd.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestCanaries")) {
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestCanaries (")) || !bytes.Contains(out, []byte("--- PASS: TestCanariesInABackup (")) {
 		t.Errorf("%v: %v\n%s", cmd.Args, err, out)
 	}
 }

@@ -5,7 +5,8 @@
 //	Client ── pool ── Dialer ══ TCP, TLS 1.3 ══ Server ─┬─ kvmesh-raft/1 ── StreamLayer (voters and learners only)
 //	                                                    ├─ kvmesh-rpc/1  ── Mux
 //	                                                    ├─ kvmesh-feed/1
-//	                                                    └─ kvmesh-blob/1
+//	                                                    ├─ kvmesh-blob/1
+//	                                                    └─ kvmesh-backup/1
 //
 // The first byte that the called side sends says whether the caller may go on (helloOK), and comes with its first answer,
 // so it costs no round trip. A refusal is an error with a reason instead of a lost connection.
@@ -13,8 +14,9 @@ package peer
 
 // The protocols of the peer port.
 const (
-	ALPNRaft = "kvmesh-raft/1"
-	ALPNRPC  = "kvmesh-rpc/1"
-	ALPNFeed = "kvmesh-feed/1"
-	ALPNBlob = "kvmesh-blob/1"
+	ALPNRaft   = "kvmesh-raft/1"
+	ALPNRPC    = "kvmesh-rpc/1"
+	ALPNFeed   = "kvmesh-feed/1"
+	ALPNBlob   = "kvmesh-blob/1"
+	ALPNBackup = "kvmesh-backup/1"
 )
