@@ -19,7 +19,7 @@ func TestHelp(t *testing.T) {
 	s := newShell("")
 	for name, args := range map[string][]string{
 		"help": {"--help"}, "help-serve": {"serve", "--help"}, "help-key": {"help", "key"}, "help-put": {"key", "put", "K", "-h"},
-		"help-import": {"help", "import"},
+		"help-import": {"help", "import"}, "help-backup-restore": {"backup", "restore", "--help"},
 	} {
 		golden(t, name, s.ok(t, args...))
 	}

@@ -26,6 +26,8 @@ const (
 type progress struct {
 	verb  string
 	start time.Time
+	// stream says that it is one stream of bytes and no files.
+	stream bool
 
 	foundFiles, foundBytes atomic.Int64
 	doneFiles, doneBytes   atomic.Int64
@@ -36,9 +38,18 @@ type progress struct {
 }
 
 // startProgress begins to report on w.
-func startProgress(w io.Writer, verb string) *progress {
+func startProgress(w io.Writer, verb string) *progress { return newProgress(w, verb, false) }
+
+// streamProgress begins to report how one stream goes, of which about total bytes are expected.
+func streamProgress(w io.Writer, verb string, total int64) *progress {
+	p := newProgress(w, verb, true)
+	p.foundBytes.Add(total)
+	return p
+}
+
+func newProgress(w io.Writer, verb string, stream bool) *progress {
 	p := &progress{
-		verb: verb, start: time.Now(),
+		verb: verb, start: time.Now(), stream: stream,
 		messages: make(chan string, progressQueue), quit: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if hasScreen(w) {
@@ -69,6 +80,20 @@ func (p *progress) found(bytes int64) {
 func (p *progress) done(bytes int64) {
 	p.doneFiles.Add(1)
 	p.doneBytes.Add(bytes)
+}
+
+// reading counts the bytes that are read from r.
+func (p *progress) reading(r io.Reader) io.Reader { return countingReader{r, p} }
+
+type countingReader struct {
+	r io.Reader
+	p *progress
+}
+
+func (c countingReader) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.p.doneBytes.Add(int64(n))
+	return n, err
 }
 
 // say prints a line. It waits while the terminal is slow.
@@ -137,6 +162,9 @@ func (p *progress) String() string {
 	files, bytes, rate := p.doneFiles.Load(), p.doneBytes.Load(), int64(0)
 	if d := time.Since(p.start).Seconds(); d > 0 {
 		rate = int64(float64(bytes) / d)
+	}
+	if p.stream {
+		return fmt.Sprintf("%s of %s, %s/s", humanBytes(bytes), humanBytes(max(bytes, p.foundBytes.Load())), humanBytes(rate))
 	}
 	return fmt.Sprintf("%d of %d files, %s of %s, %s/s",
 		files, max(files, p.foundFiles.Load()), humanBytes(bytes), humanBytes(max(bytes, p.foundBytes.Load())), humanBytes(rate))
