@@ -56,6 +56,8 @@ type limitedConn struct {
 	// handling is true from the moment a handler has a request of this connection until its answer is complete. What
 	// net/http writes outside of it are its own refusals.
 	handling atomic.Bool
+	// phrase replaces the reason phrase of the next status line that it fits; nil = none does.
+	phrase atomic.Pointer[phrase]
 }
 
 func (c *limitedConn) Close() error {
@@ -73,10 +75,7 @@ func (c *limitedConn) CloseWrite() error {
 
 // Write sends p, or, when p is a refusal by net/http in plain text, the same refusal as this surface words it.
 func (c *limitedConn) Write(p []byte) (int, error) {
-	if c.handling.Load() {
-		return c.Conn.Write(p)
-	}
-	told, ok := refusal(p)
+	told, ok := c.retold(p)
 	if !ok {
 		return c.Conn.Write(p)
 	}
@@ -84,6 +83,22 @@ func (c *limitedConn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// retold returns what is sent instead of p, if anything is.
+func (c *limitedConn) retold(p []byte) ([]byte, bool) {
+	if !c.handling.Load() {
+		return refusal(p)
+	}
+	ph := c.phrase.Load()
+	if ph == nil {
+		return nil, false
+	}
+	told, ok := ph.in(p)
+	if ok {
+		c.phrase.Store(nil)
+	}
+	return told, ok
 }
 
 // refusal rewords what net/http answers, in one write, to a request that it cannot parse: a status line, exactly these

@@ -77,6 +77,7 @@ type progressHandler struct {
 
 func (p *progressHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if lc, ok := r.Context().Value(connKey{}).(*limitedConn); ok {
+		lc.phrase.Store(nil) // of an answer before this one that was cut before it began
 		lc.handling.Store(true)
 	}
 	rc := http.NewResponseController(w)
