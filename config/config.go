@@ -83,6 +83,8 @@ type API struct {
 	TokenFile string
 	// OpenHTTP allows an HTTP listener without a token on an address that is not loopback.
 	OpenHTTP bool
+	// StrictLimits takes one write a second to each key on the two Cloudflare surfaces.
+	StrictLimits bool
 }
 
 // Cache bounds what the node keeps in memory.

@@ -76,7 +76,7 @@ func TestEverySettingFromEverySource(t *testing.T) {
 	sample := map[string]string{
 		"name": "n1", "role": "edge", "region": "eu-west", "data-dir": "/var/lib/kvmesh", "http": "127.0.0.1:1", "peer": "127.0.0.1:2",
 		"gossip": "127.0.0.1:3", "admin": "127.0.0.1:4", "advertise": "host", "join": "a:1,b:2", "bootstrap-expect": "3",
-		"mesh-key": "m.key", "profile": "wan", "api-token-file": "t", "open-http": "true", "cache-size": "64MiB",
+		"mesh-key": "m.key", "profile": "wan", "api-token-file": "t", "open-http": "true", "strict-limits": "true", "cache-size": "64MiB",
 		"log-level": "debug", "log-format": "json",
 	}
 	for _, s := range Settings() {

@@ -145,6 +145,10 @@ func otherSettings() []Setting {
 			Name: "open-http", YAML: "api.open-http",
 			Usage: "allow HTTP without a token on addresses that are not loopback: everybody who reaches the port may write",
 		}, func(c *Config) *bool { return &c.API.OpenHTTP }),
+		flag(Setting{
+			Name: "strict-limits", YAML: "api.strict-limits",
+			Usage: "refuse a second write of a key within one second with 429 on the two Cloudflare surfaces, as Workers KV does",
+		}, func(c *Config) *bool { return &c.API.StrictLimits }),
 		size(Setting{
 			Name: "cache-size", YAML: "cache.size", Placeholder: "SIZE", DefaultText: "a quarter of the machine's memory",
 			Usage:  "memory for cached values, for example 256MiB",

@@ -32,7 +32,9 @@ type Options struct {
 	BootstrapExpect int
 	MeshKey         certs.MeshKey
 	Token           *auth.Token // nil = every request is allowed
-	CacheBytes      int64
+	// StrictLimits takes one write a second to each key on the two Cloudflare surfaces, as Workers KV does.
+	StrictLimits bool
+	CacheBytes   int64
 	// How far back a node that was away can be told exactly what it missed: the recent records that every node keeps in
 	// memory, in bytes, and the voters' change index, in revisions. 0 = 16 MiB, and about 1 GiB.
 	RingBytes   int

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -52,7 +51,6 @@ type Options struct {
 func New(o Options) http.Handler {
 	s := &surface{
 		svc: o.Service, admin: o.Admin, backups: o.Backups, auth: o.Auth, log: o.Logger,
-		metrics: newMetrics(o.Metrics),
 		maxBody: o.MaxBody, maxDoc: o.MaxDoc, timeout: o.Timeout,
 		routes:  routes(),
 		buffers: sync.Pool{New: func() any { b := make([]byte, copyBufferBytes); return &b }},
@@ -60,6 +58,8 @@ func New(o Options) http.Handler {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.frame = NewFrame("native", s.log, o.Metrics, WriteError)
+	s.metrics = s.frame.metrics
 	if s.maxBody == 0 {
 		s.maxBody = kv.MaxValueBytes
 	}
@@ -79,7 +79,8 @@ type surface struct {
 	backups Backups // may be nil
 	auth    Authorizer
 	log     *slog.Logger
-	metrics *metrics
+	frame   *Frame
+	metrics *metrics // of frame
 	maxBody int64
 	maxDoc  int64
 	timeout time.Duration
@@ -89,24 +90,16 @@ type surface struct {
 
 // call is one request on its way through the surface.
 type call struct {
-	w *recorder
-	r *http.Request
+	Exchange
 	// ns and rest are the decoded names in the path; rest is the key of a value.
 	ns, rest string
 	q        params
 	demands  Consistency // of a read
-	route    string      // the metrics label
-	code     kv.Code
-	gone     bool // the client left before it was answered
-	start    time.Time
 }
 
 func (s *surface) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c := &call{w: &recorder{ResponseWriter: w}, r: r, route: routeOther, start: time.Now()}
-	defer s.finish(c)
-	if err := s.serve(c); err != nil {
-		s.fail(c, err)
-	}
+	c := &call{}
+	s.frame.Serve(&c.Exchange, w, r, func() error { return s.serve(c) })
 }
 
 // serve authorises, routes and runs one call. An error that it returns has not been answered yet.
@@ -131,51 +124,8 @@ func (s *surface) serve(c *call) error {
 	return ep.run(s, c)
 }
 
-// fail answers err. When the answer has begun already, all that is left is to cut it, so that the client does not take
-// it for complete.
-func (s *surface) fail(c *call, err error) {
-	s.note(c, err)
-	if c.w.status != 0 {
-		if !c.gone {
-			s.log.Warn("answer cut short", "route", c.route, "sent", c.w.bytes, "err", err)
-		}
-		panic(http.ErrAbortHandler)
-	}
-	WriteError(c.w, c.r, err)
-}
-
 // note counts and logs the failure of a call.
-func (s *surface) note(c *call, err error) {
-	c.code = asError(err).Code
-	c.gone = c.r.Context().Err() != nil
-	switch {
-	case c.gone:
-		s.log.Debug("client went away", "route", c.route)
-	case c.code == kv.CodeInternal:
-		s.log.Error("request failed", "route", c.route, "err", err)
-	case c.code == kv.CodeOutcomeUnknown:
-		s.log.Warn("outcome of a write unknown", "route", c.route, "err", err)
-	}
-}
-
-// finish counts and logs a call, and turns a panic into an answer when none has begun. It is deferred.
-func (s *surface) finish(c *call) {
-	p := recover()
-	if p != nil && p != any(http.ErrAbortHandler) {
-		s.log.Error("panic while serving", "route", c.route, "panic", p, "stack", string(debug.Stack()))
-		c.code = kv.CodeInternal
-		if c.w.status == 0 {
-			WriteError(c.w, c.r, kv.Errorf(kv.CodeInternal, "%s", internalMessage))
-			p = nil
-		}
-	}
-	d := time.Since(c.start)
-	s.metrics.observe(c, d)
-	s.log.Debug("request", "route", c.route, "status", c.w.status, "code", c.code, "bytes", c.w.bytes, "duration", d)
-	if p != nil {
-		panic(http.ErrAbortHandler)
-	}
-}
+func (s *surface) note(c *call, err error) { s.frame.Note(&c.Exchange, err) }
 
 var errNoProgress = errors.New("no progress within the time limit")
 
@@ -186,29 +136,3 @@ func idleContext(parent context.Context, d time.Duration) (ctx context.Context, 
 	timer := time.AfterFunc(d, func() { cancel(errNoProgress) })
 	return ctx, func() { timer.Reset(d) }, func() { timer.Stop(); cancel(nil) }
 }
-
-// recorder remembers what was answered.
-type recorder struct {
-	http.ResponseWriter
-	status int // 0 until the header is written
-	bytes  int64
-}
-
-func (w *recorder) WriteHeader(status int) {
-	if w.status == 0 && status >= 200 {
-		w.status = status
-	}
-	w.ResponseWriter.WriteHeader(status)
-}
-
-func (w *recorder) Write(p []byte) (int, error) {
-	if w.status == 0 {
-		w.status = http.StatusOK
-	}
-	n, err := w.ResponseWriter.Write(p)
-	w.bytes += int64(n)
-	return n, err
-}
-
-// Unwrap lets http.ResponseController reach the connection.
-func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }

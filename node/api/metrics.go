@@ -15,8 +15,8 @@ type metrics struct {
 	staleness prometheus.Histogram
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
-	surface := prometheus.Labels{"surface": "native"}
+func newMetrics(reg prometheus.Registerer, name string) *metrics {
+	surface := prometheus.Labels{"surface": name}
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kvmesh_http_requests_total", ConstLabels: surface,
@@ -44,7 +44,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 }
 
 // observe counts an answered call.
-func (m *metrics) observe(c *call, d time.Duration) {
+func (m *metrics) observe(c *Exchange, d time.Duration) {
 	class := [...]string{"1xx", "2xx", "3xx", "4xx", "5xx"}
 	label := "gone"
 	switch status := c.w.status; {

@@ -23,6 +23,8 @@ type DevOptions struct {
 	DataDir string
 	// WAN puts the delays between distant regions into the transports.
 	WAN bool
+	// StrictLimits takes one write a second to each key on the two Cloudflare surfaces.
+	StrictLimits bool
 	// JSON prints one line of JSON, once all is ready, and no table.
 	JSON     bool
 	LogLevel slog.Level
@@ -53,6 +55,7 @@ func (r *run) devCommand() *ucli.Command {
 			&ucli.IntFlag{Name: "http-port", Value: 8580, Usage: "HTTP `PORT` of the first node; every further one is 100 higher"},
 			&ucli.StringFlag{Name: "data-dir", Usage: "`DIR` that keeps the data (default: a temporary directory)"},
 			&ucli.BoolFlag{Name: "wan", Usage: "delay everything between regions as if they were far apart", DisableDefaultText: true},
+			&ucli.BoolFlag{Name: "strict-limits", Usage: "take one write a second to each key on the two Cloudflare surfaces, as Workers KV does", DisableDefaultText: true},
 			&ucli.BoolFlag{Name: "json", Usage: "print one line of JSON once all is ready", DisableDefaultText: true},
 			&ucli.StringFlag{Name: "log-level", Value: "warn", Usage: "least `LEVEL` that is logged: debug, info, warn or error"},
 		},
@@ -62,7 +65,7 @@ func (r *run) devCommand() *ucli.Command {
 			}
 			o := DevOptions{
 				Voters: c.Int("voters"), EdgesPerRegion: c.Int("edges-per-region"), HTTPPort: c.Int("http-port"),
-				DataDir: c.String("data-dir"), WAN: c.Bool("wan"), JSON: c.Bool("json"),
+				DataDir: c.String("data-dir"), WAN: c.Bool("wan"), StrictLimits: c.Bool("strict-limits"), JSON: c.Bool("json"),
 			}
 			for region := range strings.SplitSeq(c.String("regions"), ",") {
 				o.Regions = append(o.Regions, strings.TrimSpace(region))

@@ -82,10 +82,10 @@ func TestDev(t *testing.T) {
 		t.Errorf("dev got %+v, want %+v", *s.dev, want)
 	}
 	s.ok(t, "dev", "--voters", "1", "--regions", "a, b", "--edges-per-region", "2", "--http-port", "9000", "--data-dir", "d",
-		"--wan", "--json",
+		"--wan", "--strict-limits", "--json",
 		"--log-level", "debug")
 	want = DevOptions{
-		Voters: 1, Regions: []string{"a", "b"}, EdgesPerRegion: 2, HTTPPort: 9000, DataDir: "d", WAN: true, JSON: true, LogLevel: -4,
+		Voters: 1, Regions: []string{"a", "b"}, EdgesPerRegion: 2, HTTPPort: 9000, DataDir: "d", WAN: true, StrictLimits: true, JSON: true, LogLevel: -4,
 	}
 	if !reflect.DeepEqual(*s.dev, want) {
 		t.Errorf("dev got %+v, want %+v", *s.dev, want)

@@ -50,7 +50,7 @@ func serve(ctx context.Context, c config.Config, stdio IO) error {
 		Role: string(c.Node.Role), Region: c.Node.Region, Name: c.Node.Name, DataDir: c.Node.DataDir,
 		HTTP: c.Listen.HTTP, Peer: c.Listen.Peer, Gossip: c.Listen.Gossip, Admin: c.Listen.Admin,
 		AdvertiseHost: c.Listen.Advertise, Join: c.Mesh.Join, BootstrapExpect: c.Mesh.BootstrapExpect,
-		CacheBytes: int64(c.Cache.Size), WAN: c.Mesh.Profile == config.ProfileWAN, Version: Version(),
+		CacheBytes: int64(c.Cache.Size), WAN: c.Mesh.Profile == config.ProfileWAN, Version: Version(), StrictLimits: c.API.StrictLimits,
 		Logger: newLogger(stdio.Err, c.Log.Level, c.Log.Format), Drain: drainTime,
 	}
 	var warning string
@@ -110,7 +110,7 @@ func dev(ctx context.Context, o DevOptions, stdio IO) (err error) {
 	began := time.Now()
 	mesh, err := devmesh.Start(devmesh.Shape{
 		Regions: o.Regions, Voters: o.Voters, EdgesPerRegion: o.EdgesPerRegion, FirstPort: o.HTTPPort, PortStep: DevPortStep,
-		DataDir: dir, WAN: o.WAN, CacheBytes: devCacheBytes, MeshKey: key, Version: Version(),
+		DataDir: dir, WAN: o.WAN, StrictLimits: o.StrictLimits, CacheBytes: devCacheBytes, MeshKey: key, Version: Version(),
 		Logger: newLogger(stdio.Err, o.LogLevel, config.LogText),
 		Fatal: func(err error) {
 			select {

@@ -40,8 +40,10 @@ type Shape struct {
 	CacheBytes int64
 	MeshKey    certs.MeshKey
 	Token      *auth.Token
-	Version    string
-	Logger     *slog.Logger
+	// StrictLimits is as in node.Options.
+	StrictLimits bool
+	Version      string
+	Logger       *slog.Logger
 	// Fatal is called when a node cannot go on.
 	Fatal func(error)
 }
@@ -109,7 +111,7 @@ func (s *Shape) members() []Member {
 	var out []Member
 	add := func(role, region, name string) {
 		o := node.Options{
-			Role: role, Region: region, Name: name, DataDir: filepath.Join(s.DataDir, name), MeshKey: s.MeshKey, Token: s.Token,
+			Role: role, Region: region, Name: name, DataDir: filepath.Join(s.DataDir, name), MeshKey: s.MeshKey, Token: s.Token, StrictLimits: s.StrictLimits,
 			CacheBytes: s.CacheBytes, WAN: s.WAN, Hasty: s.Hasty, Patient: s.Patient, Version: s.Version, Logger: s.Logger, Fatal: s.Fatal,
 		}
 		if role == certs.RoleVoter {
