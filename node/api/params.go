@@ -143,7 +143,14 @@ func (c *call) consistency() (k Consistency, err error) {
 		}
 		k.Strong = true
 	}
-	text, err := header(c.r, headerBookmark, kv.CodeInvalidParameter)
+	demands, err := Demands(c.r)
+	demands.Strong = k.Strong
+	return demands, err
+}
+
+// Demands is what a request's headers demand of a read: Kv-Bookmark and Kv-Max-Staleness, of any surface.
+func Demands(r *http.Request) (k Consistency, err error) {
+	text, err := header(r, headerBookmark, kv.CodeInvalidParameter)
 	if err != nil {
 		return k, err
 	}
@@ -153,7 +160,7 @@ func (c *call) consistency() (k Consistency, err error) {
 				"the bookmark %s is not one of this mesh (%v); send one back as an answer gave it", strconv.Quote(shown(text)), err)
 		}
 	}
-	if text, err = header(c.r, headerMaxStaleness, kv.CodeInvalidParameter); err != nil || text == "" {
+	if text, err = header(r, headerMaxStaleness, kv.CodeInvalidParameter); err != nil || text == "" {
 		return k, err
 	}
 	ms, ok := natural(text)
