@@ -13,9 +13,9 @@ import (
 
 	"kvmesh/gossip"
 	"kvmesh/node/api"
+	"kvmesh/node/certs"
 	"kvmesh/node/cfbind"
 	"kvmesh/node/cfkv"
-	"kvmesh/node/certs"
 	"kvmesh/node/ops"
 	"kvmesh/raftstore/kv"
 )
