@@ -38,7 +38,7 @@ func (c *call) unwrap() error {
 	if c.url, err = url.Parse(asked[0]); err != nil {
 		return refuse(cfkv.BadKeyEncoding())
 	}
-	if c.url.Path == "" {
+	if c.url.Path == "" && c.url.Host != "" {
 		c.url.Path = "/"
 	}
 	c.header = http.Header{}
