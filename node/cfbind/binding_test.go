@@ -193,6 +193,8 @@ func TestStatuses(t *testing.T) {
 	wantLine(t, c.ask("PUT", "/k"+form, "v"),
 		"503 outcome_unknown: the write may or may not have been carried out; read the state before sending it again")
 	r.svc.err = errors.New("secret")
+	wantLine(t, c.ask("DELETE", "/k"+form, ""),
+		"503 outcome_unknown: the write may or may not have been carried out; read the state before sending it again")
 	wantLine(t, c.ask("GET", "/k"+form, ""), "500 internal: the node met an error of its own; its log says more")
 	if !strings.Contains(r.log.String(), "/dev/sda1") || !strings.Contains(r.log.String(), "secret") {
 		t.Errorf("the log lacks them: %s", r.log)
