@@ -105,6 +105,7 @@ func TestMesh(t *testing.T) {
 		{"bulk limits", testBulkLimits},
 		{"transactions", testTransactions},
 		{"transfers", testTransfers},
+		{"workers binding", testBinding},
 		{"status", testStatus},
 	} {
 		t.Run(sub.name, func(t *testing.T) { sub.run(t, w) })
