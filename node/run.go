@@ -14,8 +14,6 @@ import (
 	"kvmesh/gossip"
 	"kvmesh/node/api"
 	"kvmesh/node/certs"
-	"kvmesh/node/cfbind"
-	"kvmesh/node/cfkv"
 	"kvmesh/node/ops"
 	"kvmesh/raftstore/kv"
 )
@@ -26,15 +24,7 @@ const maxHTTPConns = 16384
 // openHTTP makes the two HTTP servers.
 func (n *Node) openHTTP() {
 	log := n.component("http")
-	handler := api.New(api.Options{
-		Service: n.service, Admin: clusterAdmin{n}, Backups: n.backups, Auth: n.opts.Token, Logger: log, Metrics: n.reg,
-	})
-	var writes *cfkv.WriteLimit // of both Cloudflare surfaces
-	if n.opts.StrictLimits {
-		writes = cfkv.NewWriteLimit(time.Now)
-	}
-	binding := cfbind.New(cfbind.Options{Service: n.service, Auth: n.opts.Token, Writes: writes, Logger: log, Metrics: n.reg})
-	n.http = api.NewServer(n.untilDrained(binding.Before(handler)), api.ServerOptions{Logger: log})
+	n.http = api.NewServer(n.untilDrained(n.surfaces()), api.ServerOptions{Logger: log})
 	n.ops = ops.New(ops.Options{Checks: n.checks(), Auth: n.opts.Token, Metrics: n.reg, Logger: log})
 	n.admin = api.NewServer(n.ops, api.ServerOptions{Logger: log})
 }

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"kvmesh/raftstore/kv"
 )
 
 // What the surfaces of a node have in common, for those in packages of their own.
@@ -25,6 +27,10 @@ func PlainEncoding(r *http.Request) error { return plainEncoding(r) }
 
 // Expired reports whether mesh time has reached a key's expiry (unix seconds, 0 = never).
 func Expired(expiry int64, now time.Time) bool { return expired(expiry, now) }
+
+// AsError is what a client may be told of err: the *kv.Error in its chain, CodeDeadlineExceeded for a context's, and else
+// CodeInternal without err's text.
+func AsError(err error) *kv.Error { return asError(err) }
 
 // WriteFailed returns err, the failure of a write, as it may be told: one without a code becomes CodeOutcomeUnknown, because
 // the write may still land.

@@ -76,12 +76,16 @@ func CheckKey(key string) *Problem {
 func CheckPrefix(prefix string) *Problem {
 	switch {
 	case len(prefix) > kv.MaxKeyBytes:
-		return problem(KindKey, http.StatusRequestURITooLong, "UTF-8 encoded length of %d exceeds key length limit of %d.",
-			len(prefix), kv.MaxKeyBytes)
+		return KeyTooLong(int64(len(prefix)))
 	case !utf8.ValidString(prefix):
 		return BadKeyEncoding()
 	}
 	return nil
+}
+
+// KeyTooLong is the problem of a key of n bytes.
+func KeyTooLong(n int64) *Problem {
+	return problem(KindKey, http.StatusRequestURITooLong, "UTF-8 encoded length of %d exceeds key length limit of %d.", n, kv.MaxKeyBytes)
 }
 
 // BadKeyEncoding is the problem of a name that percent-decodes to no UTF-8, or not at all.
