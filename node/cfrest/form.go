@@ -1,6 +1,7 @@
 package cfrest
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"mime/multipart"
@@ -35,7 +36,12 @@ func (s *surface) putForm(ctx context.Context, c *call, ns kv.Namespace, expiry 
 		return cfkv.ValueTooLarge(max(c.r.ContentLength, kv.MaxValueBytes+1))
 	}
 	var f form
-	if err := s.readForm(ctx, c, ns, &f, multipart.NewReader(b, boundary)); err != nil {
+	tail := &tailReader{r: b}
+	err := s.readForm(ctx, c, ns, &f, multipart.NewReader(tail, boundary))
+	if err == nil && !tail.has("\n--"+boundary+"--") && !f.empty() {
+		err = badBody("the form ends without its last boundary, and nothing was stored")
+	}
+	if err != nil {
 		if e := b.failure.Load(); e != nil {
 			return *e
 		}
@@ -55,7 +61,7 @@ func (s *surface) putForm(ctx context.Context, c *call, ns kv.Namespace, expiry 
 func (s *surface) readForm(ctx context.Context, c *call, ns kv.Namespace, f *form, parts *multipart.Reader) error {
 	for {
 		part, err := parts.NextPart()
-		if err == io.EOF { // as it is: the last boundary has come
+		if err == io.EOF { // as it is: the last boundary has come, or the form was cut before the header of a part
 			return nil
 		}
 		if err != nil {
@@ -95,6 +101,28 @@ func (s *surface) stagePart(ctx context.Context, c *call, ns kv.Namespace, part 
 	}
 	return v, err
 }
+
+// tailReader remembers the end of what was read: more than mime/multipart reads ahead.
+type tailReader struct {
+	r    io.Reader
+	tail []byte
+}
+
+const tailBytes = 16 << 10
+
+func (t *tailReader) Read(p []byte) (int, error) {
+	n, err := t.r.Read(p)
+	if over := len(t.tail) + n - tailBytes; over > 0 {
+		t.tail = t.tail[:copy(t.tail, t.tail[min(over, len(t.tail)):])]
+	}
+	t.tail = append(t.tail, p[max(0, n-tailBytes):n]...)
+	return n, err
+}
+
+func (t *tailReader) has(text string) bool { return bytes.Contains(t.tail, []byte(text)) }
+
+// empty says that no part of the form has come.
+func (f *form) empty() bool { return f.value == nil && !f.hasMetadata && f.fields.n == 0 }
 
 // limitedPart holds the limit of a value, and keeps the error of a form that was cut in its middle.
 type limitedPart struct {
