@@ -106,6 +106,7 @@ func TestMesh(t *testing.T) {
 		{"transactions", testTransactions},
 		{"transfers", testTransfers},
 		{"workers binding", testBinding},
+		{"cloudflare rest", testREST},
 		{"status", testStatus},
 	} {
 		t.Run(sub.name, func(t *testing.T) { sub.run(t, w) })
