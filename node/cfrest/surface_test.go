@@ -497,3 +497,28 @@ func TestBadMetadataFields(t *testing.T) {
 		t.Errorf("20,000 fields: %d %s", w.Code, w.Body)
 	}
 }
+
+// Text of any length comes out of a bulk get as it went in: it is written in pieces, which must not cut a character.
+func TestBulkGetLongText(t *testing.T) {
+	r := newRig(t)
+	keys, values := []string{}, map[string]string{}
+	for i, char := range []string{"x", "ü", "€", "😀", "<\"\\\n"} {
+		key := fmt.Sprint("k", i)
+		keys, values[key] = append(keys, key), "x"+strings.Repeat(char, 30_000)
+		r.seed(key, values[key], "", 0)
+	}
+	doc, err := json.Marshal(map[string]any{"keys": keys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := r.do("POST", "/{ns}/bulk/get", string(doc))
+	var out struct{ Result struct{ Values map[string]string } }
+	if err := json.Unmarshal(w.Body.Bytes(), &out); err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range values {
+		if out.Result.Values[key] != want {
+			t.Errorf("%s: %d bytes came, %d were stored, or they differ", key, len(out.Result.Values[key]), len(want))
+		}
+	}
+}
