@@ -512,7 +512,9 @@ func TestBulkGetLongText(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := r.do("POST", "/{ns}/bulk/get", string(doc))
-	var out struct{ Result struct{ Values map[string]string } }
+	var out struct {
+		Result struct{ Values map[string]string }
+	}
 	if err := json.Unmarshal(w.Body.Bytes(), &out); err != nil {
 		t.Fatal(err)
 	}

@@ -74,7 +74,9 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { fmt.Printf("%d requests were sent again after a 503, or because some keys had been left out\n", c.retries.Load()) }()
+	defer func() {
+		fmt.Printf("%d requests were sent again after a 503, or because some keys had been left out\n", c.retries.Load())
+	}()
 	if err := c.puts(ctx, *rounds); err != nil || *keys == 0 {
 		return err
 	}
