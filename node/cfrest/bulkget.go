@@ -77,7 +77,7 @@ func readBulkGet(d *document) (*bulkGetDoc, error) {
 		}
 		switch name {
 		case "keys":
-			req.keys, req.n, err = d.keys(cfkv.MaxBulkGetKeys, pointer)
+			req.keys, req.n, err = d.keys(cfkv.MaxBulkGetKeys, pointer, func(int64) error { return nil }) // a few
 		case "type":
 			req.kind, _, err = d.text(maxNumber * 2)
 		case "withMetadata":

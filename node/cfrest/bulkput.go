@@ -240,7 +240,9 @@ func (s *surface) bulkDelete(c *call) error {
 	if err != nil {
 		return err
 	}
-	keys, n, err := d.keys(cfkv.MaxBulkItems, "")
+	mem := &lease{b: s.memory}
+	defer mem.release()
+	keys, n, err := d.keys(cfkv.MaxBulkItems, "", func(n int64) error { return mem.grow(ctx, n) })
 	if err == nil && n > cfkv.MaxBulkItems {
 		err = tooManyItems()
 	}

@@ -99,19 +99,21 @@ func (d *document) key(pointer string) (string, error) {
 	return key, at(p, pointer)
 }
 
-// keys reads an array of keys, at most limit of them; more are counted, and passed over. Duplicates are dropped.
-func (d *document) keys(limit int, pointer string) (keys []string, n int, err error) {
+// keys reads an array of keys, at most limit of them; more are counted, and passed over. Duplicates are dropped. hold is asked
+// for the memory of each.
+func (d *document) keys(limit int, pointer string, hold func(bytes int64) error) (keys []string, n int, err error) {
 	seen := map[string]bool{}
 	err = d.r.Array(func(i int) error {
 		if n++; n > limit {
 			return d.r.Skip()
 		}
 		key, err := d.key(pointer + "/" + strconv.Itoa(i))
-		if err == nil && !seen[key] {
-			seen[key] = true
-			keys = append(keys, key)
+		if err != nil || seen[key] {
+			return err
 		}
-		return err
+		seen[key] = true
+		keys = append(keys, key)
+		return hold(int64(itemOverhead + len(key)))
 	})
 	return keys, n, err
 }

@@ -165,7 +165,8 @@ func asAPIError(err error) *apiError {
 	case kv.CodeValueTooLarge, kv.CodeTooLarge:
 		e.status = http.StatusRequestEntityTooLarge
 	case kv.CodeTooManyRequests:
-		e.status, e.code, e.text, e.bare = http.StatusTooManyRequests, codeThrottled, "Please wait and consider throttling your request speed", true
+		e.status, e.code, e.bare = http.StatusTooManyRequests, codeThrottled, true
+		e.text = "Please wait and consider throttling your request speed"
 	case kv.CodeNoLeader, kv.CodeNoQuorum, kv.CodeStaleBeyondLimit, kv.CodeOverloaded, kv.CodeOutcomeUnknown, kv.CodeUnavailable,
 		kv.CodeNotLeader, kv.CodeEpochChanged:
 		e.status, e.code, e.text = http.StatusServiceUnavailable, codeUnavailable, string(k.Code)+": "+k.Message

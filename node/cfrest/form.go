@@ -167,7 +167,8 @@ func metadataPart(part io.Reader) ([]byte, error) {
 // finish checks the form as a whole and returns its metadata.
 func (f *form) finish() ([]byte, error) {
 	if f.value == nil {
-		return nil, bare(refuse(http.StatusBadRequest, codeNoFormField, "multipart put request does not contain required form field 'value'"))
+		return nil, bare(refuse(http.StatusBadRequest, codeNoFormField,
+			"multipart put request does not contain required form field 'value'"))
 	}
 	switch {
 	case f.hasMetadata && f.fields.n > 0:
