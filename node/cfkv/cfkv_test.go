@@ -128,7 +128,9 @@ func TestWriteLimit(t *testing.T) {
 	}
 
 	var none *WriteLimit
-	if !none.Allow(a, "k") || !none.Allow(a, "k") {
-		t.Error("no limit refuses")
+	for range 2 {
+		if !none.Allow(a, "k") {
+			t.Error("no limit refuses")
+		}
 	}
 }

@@ -51,7 +51,7 @@ func (s *surface) accounts(c *call) error {
 		return err
 	}
 	a := s.account()
-	return listPage(c, p, []accountDoc{{a.ID, a.Name}})
+	return listPage(c, p, []accountDoc{accountDoc(a)})
 }
 
 func (s *surface) oneAccount(c *call) error {
@@ -70,7 +70,7 @@ func (s *surface) memberships(c *call) error {
 		Roles   []string   `json:"roles"`
 	}
 	a := s.account()
-	return listPage(c, p, []membership{{a.ID, "accepted", accountDoc{a.ID, a.Name}, []string{"Administrator"}}})
+	return listPage(c, p, []membership{{a.ID, "accepted", accountDoc(a), []string{"Administrator"}}})
 }
 
 // page is what a request wants of a list; both count from 1.
