@@ -46,6 +46,7 @@ var (
 //	trim    8 | revision uvarint
 //	epoch   9 | epoch 16
 //	txn     10 | number of members uvarint | members: put, delete, check
+//	allow   12 | kind uvarint
 //	check   128 | namespace 16 | key | cond
 //	restore 13, 14, 15, see appendRestore
 //	cond    kind 1, and for CondRevision: epoch tag 4 | revision uvarint
@@ -101,6 +102,8 @@ func appendOp(dst []byte, op *Op) []byte {
 	case KindSweep:
 		dst = binary.AppendUvarint(dst, uint64(op.Limit))
 		dst = binary.AppendUvarint(dst, uint64(op.Expiry))
+	case KindAllow:
+		dst = binary.AppendUvarint(dst, uint64(op.Limit))
 	case KindTrim:
 		dst = binary.AppendUvarint(dst, uint64(op.Revision))
 	case KindNewEpoch:
@@ -166,6 +169,10 @@ func (op *Op) Validate() error {
 	case KindDeleteNamespace, KindTrim, KindNewEpoch:
 	case KindRestoreBegin, KindRestoreChunk, KindRestoreEnd:
 		err = op.validateRestore()
+	case KindAllow:
+		if op.Limit > uint32(Highest) {
+			err = fmt.Errorf("%w: kinds up to %d, this build knows them up to %d", ErrUnknown, op.Limit, Highest)
+		}
 	default: // KindCheck too: it is nothing by itself
 		err = fmt.Errorf("%w: operation kind %d", ErrUnknown, op.Kind)
 	}
@@ -288,6 +295,8 @@ func (d *decoder) op(op *Op) {
 	case KindSweep:
 		op.Limit = d.limit()
 		op.Expiry = d.int63()
+	case KindAllow:
+		op.Limit = d.limit()
 	case KindTrim:
 		op.Revision = kv.Revision(d.uvarint())
 	case KindNewEpoch:

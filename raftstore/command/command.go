@@ -30,6 +30,8 @@ const (
 	KindNewEpoch Kind = 9
 	// KindTxn is a transaction: its Members are carried out all together, or none of them.
 	KindTxn Kind = 10
+	// KindAllow says that every member knows the kinds up to Limit, so that they may be proposed from now on.
+	KindAllow Kind = 12
 	// KindRestoreBegin, KindRestoreChunk and KindRestoreEnd replace the whole content; see Restore. An end that commits must be
 	// the first operation of its entry, because nothing before it would be of the same history.
 	KindRestoreBegin Kind = 13
@@ -39,6 +41,13 @@ const (
 	// KindCheck is a condition without a write. It stands only among the members of a transaction, whose other members are
 	// KindPut and KindDelete. Its number is far from the others, which are those of operations by themselves.
 	KindCheck Kind = 128
+)
+
+// BaseKinds are the kinds up to which every build knows all, beside KindAllow; Highest is the last one that this build
+// knows. What lies between has to be allowed before it is proposed. What a kind may have among its members belongs to it.
+const (
+	BaseKinds = KindNewEpoch
+	Highest   = KindRestoreEnd
 )
 
 // CondKind says what a conditional write demands of the key's present state.
@@ -81,7 +90,7 @@ type Op struct {
 	Title      string
 	WrappedKey []byte
 
-	Limit    uint32      // KindRestoreEnd; KindSweep: Expiry says from which one on it looks, so that it need not pass over what was swept before
+	Limit    uint32      // KindAllow, KindRestoreEnd; KindSweep: Expiry says from which one on it looks, so that it need not pass over what was swept before
 	Revision kv.Revision // KindTrim, KindRestoreEnd; of a record in a chunk
 	Restore  *Restore    // KindRestoreBegin, KindRestoreChunk, KindRestoreEnd
 

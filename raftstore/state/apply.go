@@ -54,7 +54,7 @@ func (s *State) apply(w *writer, entries []Entry) (_ []command.Result, err error
 		clear(w.slots)
 	}
 	t := &txn{
-		w: w, applied: w.applied, soonest: never, db: w.gen.db,
+		w: w, applied: w.applied, allowed: w.allowed, soonest: never, db: w.gen.db,
 		rec: recorder{epoch: w.applied.Epoch, hasher: w.control.hasher},
 	}
 	if scans {
@@ -67,7 +67,7 @@ func (s *State) apply(w *writer, entries []Entry) (_ []command.Result, err error
 
 	results := make([]command.Result, len(entries))
 	for i := range entries {
-		if entries[i].Index <= t.applied.Index {
+		if entries[i].Index <= t.applied.Index && !mutApplyTwice {
 			continue
 		}
 		if results[i], err = t.entry(&entries[i]); err != nil {
@@ -80,7 +80,7 @@ func (s *State) apply(w *writer, entries []Entry) (_ []command.Result, err error
 	if err := t.commit(); err != nil {
 		return nil, err
 	}
-	w.applied = t.applied
+	w.applied, w.allowed = t.applied, t.allowed
 	c := Committed{Applied: t.applied, Records: t.rec.records}
 	c.Named, c.Released = t.blobChanges()
 	if t.controlChanged != 0 {
@@ -120,6 +120,7 @@ type txn struct {
 	batch   *pebble.Batch
 	db      reader // the batch when it is indexed, else the database: slots know what the batch holds then
 	applied Applied
+	allowed command.Kind
 	rec     recorder
 	// dirty are the live namespaces whose records changed; dropped those deleted in this call.
 	dirty   map[kv.NamespaceID]*namespace
@@ -203,6 +204,8 @@ func (t *txn) op(op *command.Op, first bool) (command.OpResult, *slot, error) {
 		r, err = t.stage(op.Restore)
 	case command.KindRestoreEnd:
 		r, err = t.endRestore(op, first)
+	case command.KindAllow:
+		err = t.allow(command.Kind(op.Limit))
 	default:
 		err = fmt.Errorf("%w: operation kind %d", command.ErrUnknown, op.Kind)
 	}
@@ -247,7 +250,11 @@ func (t *txn) commit() error {
 			return err
 		}
 	}
-	t.val = appendApplied(t.val[:0], &t.applied)
+	applied := t.applied
+	if mutForgetApplied {
+		applied.Index = t.w.applied.Index
+	}
+	t.val = appendApplied(t.val[:0], &applied)
 	if err := t.batch.Set([]byte(keyApplied), t.val, nil); err != nil {
 		return err
 	}
@@ -283,6 +290,16 @@ func (t *txn) newEpoch(epoch kv.Epoch) (r command.OpResult, err error) {
 	t.controlChanged = t.applied.Revision
 	t.rec.enter(epoch, t.applied.Revision)
 	return command.OpResult{Revision: t.applied.Revision}, t.trim(t.applied.Revision)
+}
+
+// allow notes that kinds up to k may be proposed. It is no change of anybody's data, and takes no revision.
+func (t *txn) allow(k command.Kind) error {
+	if k <= t.allowed {
+		return nil
+	}
+	t.allowed = k
+	t.val = appendNumber(t.val[:0], uint64(k))
+	return t.batch.Set([]byte(keyAllowed), t.val, nil)
 }
 
 func sortByTitle(ns []kv.Namespace) {

@@ -9,6 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs/atomicfs"
 
+	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/feed"
 	"kvmesh/raftstore/kv"
 )
@@ -111,9 +112,9 @@ func (s *State) removeLeftovers(keep string) error {
 // openGeneration opens one database and loads what the writer keeps in memory.
 func (s *State) openGeneration(name string, create bool) (*writer, error) {
 	dir := s.fs.PathJoin(s.dir, name)
-	o := pebbleOptions(s.fs, s.cache, s.log)
+	o := pebbleOptions(s.fs, s.cache, s.log, s.troubles)
 	o.ErrorIfNotExists = !create
-	db, err := pebble.Open(dir, o)
+	db, err := openPebble(dir, o)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -142,7 +143,10 @@ func writeSchema(db *pebble.DB) error {
 	if err != nil || !empty {
 		return err
 	}
-	return db.Set([]byte(keySchema), appendNumber(nil, schemaVersion), pebble.Sync)
+	if err := db.Set([]byte(keySchema), appendNumber(nil, schemaVersion), pebble.NoSync); err != nil {
+		return err
+	}
+	return db.Flush()
 }
 
 func checkSchema(r reader) error {
@@ -155,7 +159,7 @@ func checkSchema(r reader) error {
 	case err != nil:
 		return err
 	case !found:
-		return errors.New("it holds no schema version, so it is not a state of kvmesh")
+		return fmt.Errorf("%w: it holds no schema version", ErrDamaged) // every state has had one since it was made
 	case schema != schemaVersion:
 		return fmt.Errorf("it has schema version %d and this build knows %d: start the kvmesh version that wrote it, or empty the directory so that the state is copied from another voter", schema, schemaVersion)
 	}
@@ -184,6 +188,8 @@ type writer struct {
 	restore restoring
 	staged  staging // in the other bank, while a restore is under way
 	failed  error
+	flushed Applied // durable for certain
+	allowed command.Kind
 }
 
 func loadWriter(g *generation) (*writer, error) {
@@ -206,6 +212,9 @@ func loadWriter(g *generation) (*writer, error) {
 		if w.staged.spaces, w.staged.titles, err = loadNamespaces(g.db, w.bank.other()); err != nil {
 			return nil, err
 		}
+	}
+	if err := w.loadAllowed(); err != nil {
+		return nil, err
 	}
 	var rev uint64
 	if _, err := get(g.db, []byte(keyControlRevision), func(val []byte) (err error) {
@@ -239,6 +248,20 @@ func loadNamespaces(r reader, b *bank) (spaces map[kv.NamespaceID]*namespace, ti
 		return err == nil, err
 	})
 	return spaces, titles, err
+}
+
+// loadAllowed reads up to which kind commands may be proposed, and refuses a state of a mesh that uses unknown ones.
+func (w *writer) loadAllowed() error {
+	var kind uint64
+	_, err := get(w.gen.db, []byte(keyAllowed), func(val []byte) (err error) {
+		kind, err = decodeNumber(val)
+		return err
+	})
+	if err == nil && kind > uint64(command.Highest) {
+		err = fmt.Errorf("%w: the mesh uses kinds up to %d and this build knows them up to %d: start a newer kvmesh", command.ErrUnknown, kind, command.Highest)
+	}
+	w.allowed = command.Kind(kind)
+	return err
 }
 
 // setControl makes the immutable control state from the namespaces as they are, ordered by title.

@@ -9,7 +9,7 @@ import (
 // The key spaces. Ids and numbers have a fixed width and numbers are big endian, so byte order is the order that scans
 // need, and a key needs no separator after them.
 //
-//	m/schema, m/applied, m/restore
+//	m/schema, m/applied, m/allowed, m/restore
 //	n/<ns 16>                       namespace record, counts and bytes, last-modified revision; or a tombstone
 //	k/<ns 16><key>                  the key's head, with a small value in it
 //	v/<ns 16><key>                  a sealed value above inlineBytes
@@ -27,6 +27,7 @@ const (
 	keySchema          = "m/schema"
 	keyApplied         = "m/applied"
 	keyRestore         = "m/restore"
+	keyAllowed         = "m/allowed"
 	keyControlRevision = "t/revision"
 )
 

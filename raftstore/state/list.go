@@ -50,7 +50,9 @@ type ListResult struct {
 
 // List reads one page. A group is stepped over by one seek, however many keys it has. A page may be shorter than Limit,
 // and rarely empty, without being the last: after about 4 MiB of values, and after long runs of expired keys.
-func (s *State) List(q ListQuery) (ListResult, error) {
+func (s *State) List(q ListQuery) (_ ListResult, err error) {
+	defer func() { err = asDamage(err) }()
+	defer recovered(&err)
 	v, err := s.acquire()
 	if err != nil {
 		return ListResult{}, err

@@ -11,6 +11,8 @@ var (
 	mutRestoreHalf     = mutating("restore-half")      // a restore is committed although chunks are missing
 	mutRestoreOverData = mutating("restore-over-data") // a restore replaces data without being allowed to
 	mutRestoreOldEpoch = mutating("restore-old-epoch") // what was restored goes on in the history that was replaced
+	mutApplyTwice      = mutating("apply-twice")       // entries that were applied before are applied again
+	mutForgetApplied   = mutating("forget-applied")    // the data are written, and not up to which entry they go now
 )
 
 func mutating(name string) bool { return os.Getenv("KVMESH_MUTANT") == name }

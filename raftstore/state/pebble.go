@@ -22,8 +22,6 @@ const (
 	memTableBytes = 8 << 20
 	memTableStop  = 4
 	memTableCache = 2 * memTableBytes
-	// walBytesPerSync starts write-out early, so that the one fsync of a Witness finds little left to do.
-	walBytesPerSync = 512 << 10
 	// bloomBitsPerKey gives one false positive in a hundred: most puts of new keys read no block.
 	bloomBitsPerKey = 10
 	maxOpenFiles    = 512
@@ -35,23 +33,54 @@ const (
 	blobGarbageRatio   = 0.2
 )
 
+// troubles are told of what Pebble meets in its own goroutines. None of them may block.
+type troubles struct {
+	damaged, failed func(error)
+	full            func()
+}
+
+func (t troubles) orNothing() troubles {
+	if t.damaged == nil {
+		t.damaged = func(error) {}
+	}
+	if t.failed == nil {
+		t.failed = func(error) {}
+	}
+	if t.full == nil {
+		t.full = func() {}
+	}
+	return t
+}
+
 // pebbleOptions returns the options of one database. It does not take a reference to cache.
-func pebbleOptions(fs vfs.FS, cache *pebble.Cache, log *slog.Logger) *pebble.Options {
+func pebbleOptions(fs vfs.FS, cache *pebble.Cache, log *slog.Logger, tell troubles) *pebble.Options {
 	o := &pebble.Options{
+		// The Raft log is the write-ahead log. A second one would be written for nothing, end the process when the disk is
+		// full, and lose its end to a flipped bit without a word.
+		DisableWAL:                  true,
 		FS:                          fs,
 		Cache:                       cache,
 		FormatMajorVersion:          pebble.FormatValueSeparation,
 		MemTableSize:                memTableBytes,
 		MemTableStopWritesThreshold: memTableStop,
-		WALBytesPerSync:             walBytesPerSync,
 		MaxOpenFiles:                maxOpenFiles,
 		Logger:                      pebbleLogger{log},
 		EventListener: &pebble.EventListener{
-			BackgroundError: func(err error) { log.Error("state: background work failed", "err", err) },
+			BackgroundError: func(err error) {
+				log.Error("state: background work failed", "err", err)
+				switch {
+				case pebble.IsCorruptionError(err): // DataCorruption was called
+				case isFull(err):
+					tell.full()
+				default: // Pebble would try again without end, on a disk that has lied once
+					tell.failed(fmt.Errorf("the state cannot be written: %w", err))
+				}
+			},
 			// Pebble's own answer to a damaged block is Fatalf. Here the read fails, so the damage is never served, and what
 			// becomes of the state is for the caller to decide.
 			DataCorruption: func(i pebble.DataCorruptionInfo) {
 				log.Error("state: a file is damaged", "path", i.Path, "err", i.Details)
+				tell.damaged(fmt.Errorf("%w: %s: %w", ErrDamaged, i.Path, i.Details))
 			},
 			WriteStallBegin: func(i pebble.WriteStallBeginInfo) { log.Warn("state: writes stall", "reason", i.Reason) },
 		},
@@ -99,8 +128,8 @@ func (l pebbleLogger) Errorf(format string, args ...any) {
 	l.log.Error("pebble: " + fmt.Sprintf(format, args...))
 }
 
-// Fatalf must not return: Pebble calls it when its write-ahead log or manifest cannot be written, and what it holds in
-// memory may differ from the disk from then on. The Raft log has everything, so the process ends and starts again.
+// Fatalf must not return: Pebble calls it when its manifest cannot be fsynced, and what it holds in memory may differ from
+// the disk from then on. The Raft log has everything, so the process ends and starts again.
 func (l pebbleLogger) Fatalf(format string, args ...any) {
 	msg := "pebble: " + fmt.Sprintf(format, args...)
 	l.log.Error(msg)

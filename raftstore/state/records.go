@@ -2,7 +2,6 @@ package state
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"kvmesh/raftstore/kv"
@@ -16,7 +15,7 @@ const recordVersion = 1
 const inlineBytes = 1 << 10
 
 // errCorrupt is wrapped by every error about a stored value that this build cannot read although its schema matches.
-var errCorrupt = errors.New("damaged record in the state")
+var errCorrupt = fmt.Errorf("%w: a record makes no sense", ErrDamaged)
 
 // Bits of a head's flags byte.
 const (

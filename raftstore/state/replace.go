@@ -15,20 +15,38 @@ import (
 )
 
 // Witness moves Applied's index and term up to those of a snapshot, because no-op and configuration entries never reach
-// Apply, and fsyncs: everything applied before is durable after it. An index that is not above Applied.Index moves nothing.
-// Apply may go on during the fsync.
+// Apply, and flushes: everything applied before is durable after it. An index that is not above Applied.Index moves
+// nothing. Apply may go on during the flush. With a full disk it waits for space, or until GiveUp.
 func (s *State) Witness(index, term uint64) error {
 	if err := s.moveTo(index, term); err != nil {
 		return fmt.Errorf("witness: %w", err)
 	}
 	v, err := s.acquire()
+	if err == nil {
+		err = s.flush(v)
+		v.release()
+	}
 	if err != nil {
 		return fmt.Errorf("witness: %w", err)
 	}
-	defer v.release()
-	// The write-ahead log is sequential, so syncing an empty record syncs all that was written before it.
-	if err := v.gen.db.LogData(nil, pebble.Sync); err != nil {
-		return fmt.Errorf("witness: %w", err)
+	return nil
+}
+
+// flush makes durable what v shows.
+func (s *State) flush(v *view) error {
+	flushed, err := v.gen.db.AsyncFlush()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-flushed:
+	case <-s.stopping:
+		return ErrClosed
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.w != nil && s.w.gen == v.gen && v.applied.Index > s.w.flushed.Index {
+		s.w.flushed = v.applied
 	}
 	return nil
 }
@@ -64,7 +82,10 @@ func (s *State) Checkpoint(dir string) (Applied, error) {
 		return Applied{}, err
 	}
 	defer v.release()
-	if err := v.gen.db.Checkpoint(dir, pebble.WithFlushedWAL()); err != nil {
+	if err := s.flush(v); err != nil { // a checkpoint holds what is in files
+		return Applied{}, fmt.Errorf("checkpoint: %w", err)
+	}
+	if err := v.gen.db.Checkpoint(dir); err != nil {
 		return Applied{}, fmt.Errorf("checkpoint: %w", err)
 	}
 	// Only the copy knows at which commit it was taken.
@@ -76,19 +97,22 @@ func (s *State) Checkpoint(dir string) (Applied, error) {
 }
 
 // Inspect opens a checkpoint on the operating system's file system, read-only, and returns what it holds. It checks the
-// schema version and reads every block that holds keys, and so the checksums of these; those of separated values are
-// checked when the values are read.
+// schema version and reads every key and every value, and so the checksums of all that is in use. The error for a damaged
+// one wraps ErrDamaged.
 func Inspect(dir string) (Applied, error) { return InspectFS(vfs.Default, dir) }
 
 // InspectFS is Inspect on another file system.
-func InspectFS(fs vfs.FS, dir string) (Applied, error) {
-	a, err := readCheckpoint(fs, dir, func(r reader) error {
+func InspectFS(fs vfs.FS, dir string) (a Applied, err error) {
+	defer func() { err = asDamage(err) }()
+	a, err = readCheckpoint(fs, dir, func(r reader) error {
 		it, err := r.NewIter(nil)
 		if err != nil {
 			return err
 		}
 		for ok := it.First(); ok; ok = it.Next() {
-			continue // reading the key is the check
+			if _, err := it.ValueAndErr(); err != nil { // reading is the check
+				return errors.Join(err, it.Close())
+			}
 		}
 		return errors.Join(it.Error(), it.Close())
 	})
@@ -100,12 +124,13 @@ func InspectFS(fs vfs.FS, dir string) (Applied, error) {
 
 // readCheckpoint opens a checkpoint without changing it, and calls check.
 func readCheckpoint(fs vfs.FS, dir string, check func(reader) error) (a Applied, err error) {
+	defer recovered(&err) // also of closing after the panic below
 	cache := pebble.NewCache(inspectCacheBytes + memTableCache)
 	defer cache.Unref()
-	o := pebbleOptions(fs, cache, slog.New(slog.DiscardHandler))
+	o := pebbleOptions(fs, cache, slog.New(slog.DiscardHandler), troubles{}.orNothing())
 	o.ReadOnly = true
 	o.ErrorIfNotExists = true
-	db, err := pebble.Open(dir, o)
+	db, err := openPebble(dir, o)
 	if err != nil {
 		return Applied{}, err
 	}

@@ -3,8 +3,8 @@
 // calls. It assigns the dense revisions, keeps the change index from which the feed is served, and knows where it stands
 // (Applied) in the same atomic write as the data. It reads no clock and no randomness and starts no goroutine.
 //
-// Apply does not fsync: the Raft log is its write-ahead log, and after a crash the entries above the durable Applied are
-// replayed. Witness makes everything before it durable.
+// Apply writes to memory: the Raft log is its write-ahead log, and after a crash the entries above the durable Applied are
+// replayed. What is in memory is flushed in order, a few MiB at a time, and Witness makes everything before it durable.
 //
 // Readers never block on writers: every commit publishes a view (a Pebble snapshot with the Applied and the control state
 // that belong to it), and a read works on the one view it found. A view is published after the observer has been told, so
@@ -20,10 +20,12 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/kv"
 )
 
@@ -34,6 +36,8 @@ var (
 	ErrReplaced = errors.New("the state was replaced or closed during the read")
 	// ErrClosed says that the state is closed.
 	ErrClosed = errors.New("the state is closed")
+	// ErrDamaged says that a file does not hold what was written to it. The state has to be copied from another voter.
+	ErrDamaged = errors.New("the state is damaged")
 )
 
 // Options of Open.
@@ -41,6 +45,13 @@ type Options struct {
 	Logger     *slog.Logger // nil = discard
 	CacheBytes int64        // block cache; 0 = 32 MiB. Memtables come on top: usually 16 MiB, at most 32 MiB
 	FS         vfs.FS       // nil = the operating system's
+	// Damaged is told when a damaged file is found, in whatever work; the error wraps ErrDamaged. It may be called often,
+	// must not block and must not call the state. nil = nobody is told.
+	Damaged func(error)
+	// Failed is told when files cannot be written, for any reason but a full disk: the process should end. The same rules.
+	Failed func(error)
+	// Full is told, again and again, while a write waits for space on the disk. The same rules.
+	Full func()
 }
 
 // Applied is where the state stands. It is one value, so that readers see a consistent set.
@@ -55,11 +66,14 @@ type Applied struct {
 // State is the state machine. Apply, Observe and Replace belong to one goroutine, the FSM's; everything else may be called
 // from any.
 type State struct {
-	dir   string
-	fs    vfs.FS
-	log   *slog.Logger
-	cache *pebble.Cache
-	lock  *pebble.Lock
+	dir      string
+	fs       *patientFS
+	log      *slog.Logger
+	troubles troubles
+	cache    *pebble.Cache
+	lock     *pebble.Lock
+	stopping chan struct{} // closed by GiveUp
+	stop     sync.Once
 
 	view    atomic.Pointer[view]
 	index   waiters
@@ -75,12 +89,14 @@ type State struct {
 }
 
 // Open opens the state in dir, or creates it. It refuses a directory that another process has open, and a schema that this
-// build does not know.
+// build does not know. The error for a damaged one wraps ErrDamaged.
 func Open(dir string, opts Options) (_ *State, err error) {
-	s := &State{dir: dir, fs: opts.FS, log: opts.Logger}
-	if s.fs == nil {
-		s.fs = vfs.Default
+	s := &State{dir: dir, log: opts.Logger, stopping: make(chan struct{})}
+	s.troubles = troubles{damaged: opts.Damaged, failed: opts.Failed, full: opts.Full}.orNothing()
+	if opts.FS == nil {
+		opts.FS = vfs.Default
 	}
+	s.fs = newPatientFS(opts.FS, s.troubles.full)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -102,12 +118,16 @@ func Open(dir string, opts Options) (_ *State, err error) {
 	}
 	s.w = w
 	s.publish(w)
+	s.fs.patient.Store(true) // a start with a full disk fails at once
 	return s, nil
 }
 
-// Close waits for the readers in flight and closes the database. What was applied and not witnessed may be lost only when
-// the machine goes down with the process.
+// GiveUp ends a Witness or a Checkpoint that waits for the disk. Close comes next.
+func (s *State) GiveUp() { s.stop.Do(func() { close(s.stopping) }) }
+
+// Close waits for the readers in flight, makes what was applied durable if the disk takes it, and closes the database.
 func (s *State) Close() error {
+	s.GiveUp()
 	s.mu.Lock()
 	w := s.w
 	s.w = nil
@@ -115,9 +135,19 @@ func (s *State) Close() error {
 	if w == nil {
 		return ErrClosed
 	}
+	if w.failed == nil && w.applied != w.flushed {
+		flushed, err := w.gen.db.AsyncFlush()
+		if err == nil {
+			select {
+			case <-flushed:
+			case <-time.After(closeFlush): // the log has it
+			}
+		}
+	}
+	s.fs.giveUp()
 	close(w.gen.gone)
 	last := s.view.Load()
-	s.view.Store(&view{applied: last.applied, control: last.control, closed: true})
+	s.view.Store(&view{applied: last.applied, allowed: last.allowed, control: last.control, closed: true})
 	last.release()
 	s.index.close()
 	s.rev.close()
@@ -127,8 +157,15 @@ func (s *State) Close() error {
 	return errors.Join(err, s.lock.Close())
 }
 
+// closeFlush bounds the last flush of Close, which only makes the next start faster.
+const closeFlush = 5 * time.Second
+
 // Applied is where the state stands, with everything before it visible to readers. It takes no lock.
 func (s *State) Applied() Applied { return s.view.Load().applied }
+
+// AllowedKinds is up to which kind commands may be proposed, as far as KindAllow has said; 0 = it has said nothing. It
+// takes no lock.
+func (s *State) AllowedKinds() command.Kind { return s.view.Load().allowed }
 
 // Control is the control state as of Applied. It takes no lock; the slices in it are shared and must not be changed.
 func (s *State) Control() kv.Control { return s.view.Load().control.Control }

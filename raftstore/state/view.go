@@ -7,6 +7,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/feed"
 	"kvmesh/raftstore/kv"
 )
@@ -25,6 +26,7 @@ type view struct {
 	snap    *pebble.Snapshot
 	bank    *bank
 	applied Applied
+	allowed command.Kind
 	control *control
 	restore restoring
 	closed  bool
@@ -36,7 +38,7 @@ type view struct {
 func newView(w *writer) *view {
 	w.gen.views.Add(1)
 	v := &view{
-		gen: w.gen, snap: w.gen.db.NewSnapshot(), bank: w.bank, applied: w.applied, control: w.control, restore: w.restore,
+		gen: w.gen, snap: w.gen.db.NewSnapshot(), bank: w.bank, applied: w.applied, allowed: w.allowed, control: w.control, restore: w.restore,
 	}
 	v.refs.Store(1)
 	return v
@@ -84,20 +86,23 @@ type reader interface {
 }
 
 // get calls fn with the value of key, which is valid during the call only. It reports whether the key exists.
-func get(r reader, key []byte, fn func(val []byte) error) (bool, error) {
+func get(r reader, key []byte, fn func(val []byte) error) (found bool, err error) {
+	defer recovered(&err)
 	val, closer, err := r.Get(key)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("read %q: %w", key, err)
+		return false, fmt.Errorf("read %q: %w", key, asDamage(err))
 	}
 	ferr := fn(val)
 	return true, errors.Join(ferr, closer.Close())
 }
 
 // scan calls fn with every key in [from, to) and its value, which are valid during the call only, until fn returns false.
-func scan(r reader, from, to []byte, fn func(key, val []byte) (bool, error)) error {
+func scan(r reader, from, to []byte, fn func(key, val []byte) (bool, error)) (err error) {
+	defer func() { err = asDamage(err) }()
+	defer recovered(&err)
 	it, err := r.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
 	if err != nil {
 		return fmt.Errorf("scan: %w", err)
