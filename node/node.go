@@ -272,7 +272,7 @@ func (n *Node) openStore() error {
 		Dir: filepath.Join(n.id.dir, "store"), NodeID: n.id.nodeID, Stream: stream, Profile: n.opts.raftProfile(),
 		MeshNow: n.clock.Now, Mono: n.cache.Now, Observe: n.observe, Init: n.firstCommand,
 		Fatal: n.fail, Logger: n.component("raft"), Metrics: n.reg,
-		LogStore: n.opts.Env.Log, FS: n.opts.Env.FS, Changes: n.opts.ChangeIndex, Hold: n.blobs.keeper.Hold,
+		LogStore: n.opts.Env.Log, KEK: n.kek, FS: n.opts.Env.FS, Changes: n.opts.ChangeIndex, Hold: n.blobs.keeper.Hold,
 	})
 	if err != nil {
 		return err

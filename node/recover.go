@@ -100,7 +100,7 @@ func (o RecoverOptions) with(do func(raftstore.RecoverOptions) error, out *Survi
 	defer func() { err = errors.Join(err, id.close()) }()
 	out.DataDir, out.Node, out.Cluster = o.DataDir, id.nodeID, id.cluster.String()
 	return do(raftstore.RecoverOptions{
-		Dir: filepath.Join(o.DataDir, "store"), NodeID: id.nodeID, LogStore: o.Log, Logger: o.Logger,
+		Dir: filepath.Join(o.DataDir, "store"), NodeID: id.nodeID, LogStore: o.Log, KEK: kek, Logger: o.Logger,
 		Look: func(st *state.State) error { return out.countBlobs(st, filepath.Join(o.DataDir, "blobs")) },
 	})
 }

@@ -51,6 +51,8 @@ func (s *Store) confirm(ctx context.Context) (Confirmation, error) {
 	case <-r.done:
 	case <-ctx.Done():
 		return Confirmation{}, errNoQuorum("leadership could not be confirmed in time")
+	case <-s.dog.stall():
+		return Confirmation{}, errHangs()
 	case <-s.dead:
 		return Confirmation{}, errClosed()
 	}
@@ -252,10 +254,13 @@ func (s *Store) voters() []raft.ServerID {
 func (s *Store) leadership(ctx context.Context) (*leadership, error) {
 	for {
 		changed := s.LeaderChanged()
+		if s.dog.stalled() {
+			return nil, errHangs()
+		}
 		if l := s.leads.Load(); l != nil {
 			return l, nil
 		}
-		if s.raft.State() != raft.Leader {
+		if _, self := s.Leader(); !self {
 			return nil, s.errNotLeader()
 		}
 		select {

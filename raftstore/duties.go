@@ -46,7 +46,7 @@ func (d *duties) perform(ctx context.Context) error {
 			return err
 		}
 	}
-	return errors.Join(d.sweep(ctx), d.trim(ctx), d.dropRestore(ctx))
+	return errors.Join(d.allow(ctx), d.sweep(ctx), d.trim(ctx), d.dropRestore(ctx))
 }
 
 func (d *duties) propose(ctx context.Context, op command.Op) (command.OpResult, error) {

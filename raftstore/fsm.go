@@ -25,8 +25,10 @@ type fsm struct {
 	snaps *snapshotStore
 	// committed is told of the newest committed entry before it is applied. It must not block.
 	committed func(index uint64)
-	fatal     func(error)
-	log       *slog.Logger
+	// applied is called after entries were. It must not block.
+	applied func()
+	fatal   func(error)
+	log     *slog.Logger
 	// broken is set for ever by the first entry that cannot be applied. Later ones must not be applied on top of the hole,
 	// and no snapshot may claim to hold it, for as long as the process still lives.
 	broken atomic.Bool
@@ -97,6 +99,7 @@ func (f *fsm) apply(logs []*raft.Log, answers []any) {
 		for i, r := range results {
 			answers[at[i]] = r
 		}
+		f.applied()
 	}
 	if bad != nil {
 		f.stop(bad)

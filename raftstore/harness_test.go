@@ -14,6 +14,7 @@ import (
 
 	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/kv"
+	"kvmesh/raftstore/seal"
 	"kvmesh/raftstore/state"
 )
 
@@ -198,8 +199,8 @@ func (c *cluster) options(id string) Options {
 	o := Options{
 		Dir: c.dirs[id], NodeID: id, Stream: c.net.listen(id), Profile: ProfileTest,
 		MeshNow:  func() int64 { return time.Now().UnixMilli() },
-		LogStore: c.logs,
-		Fatal:    func(err error) { c.t.Errorf("%s: fatal: %v", id, err) },
+		LogStore: c.logs, KEK: testKEK(c.t),
+		Fatal: func(err error) { c.t.Errorf("%s: fatal: %v", id, err) },
 		Init: func() (command.Op, error) {
 			return command.Op{
 				Kind: command.KindInit, Cluster: kv.NewClusterID(), Epoch: kv.NewEpoch(time.Now().UnixMilli(), kv.Epoch{}),
@@ -209,6 +210,14 @@ func (c *cluster) options(id string) Options {
 	}
 	c.adapt(id, &o)
 	return o
+}
+
+func testKEK(t testing.TB) *seal.KEK {
+	kek, err := seal.NewKEK(make([]byte, seal.KEKBytes))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kek
 }
 
 func (c *cluster) open(id string) *Store {

@@ -9,7 +9,11 @@ import (
 )
 
 // Leader is the node id of the leader as far as this node knows, "" when it knows none; self says that it is this node.
+// While its log does not answer a node knows nothing: it is cut off from the others, who elect one of themselves.
 func (s *Store) Leader() (nodeID string, self bool) {
+	if s.dog.stalled() {
+		return "", false
+	}
 	_, id := s.raft.LeaderWithID()
 	return string(id), string(id) == s.opts.NodeID && s.raft.State() == raft.Leader
 }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	"kvmesh/raftstore/kv"
 )
@@ -62,7 +61,7 @@ func storedLineage(stable raft.StableStore) (kv.Lineage, error) {
 // stableBytes is what stands under a key, nil when nothing does.
 func stableBytes(stable raft.StableStore, key []byte) ([]byte, error) {
 	b, err := stable.Get(key)
-	if err != nil && err.Error() != raftboltdb.ErrKeyNotFound.Error() { // the library, too, knows that error by its text only
+	if err != nil && err.Error() != errNotFound.Error() { // the library, too, knows that error by its text only
 		return nil, fmt.Errorf("read the log: %w", err)
 	}
 	return b, nil

@@ -11,6 +11,7 @@ const (
 	mutConfirmEarlyAcks  = false
 	mutReuseReadIndex    = false
 	mutLoseWrite         = false
+	mutSkipLogSync       = false
 	mutKeepCut           = false
 	mutMixLineages       = false
 	mutRemoveBlindly     = false

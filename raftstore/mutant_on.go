@@ -17,7 +17,8 @@ var (
 	mutConfirmEarlyAcks  = mutating("confirm-early-acks") // answers to requests count that were sent before
 	mutReuseReadIndex    = mutating("reuse-read-index")   // who comes while a round is on its way takes that one
 	mutLoseWrite         = mutating("lose-write")         // one acknowledged put in a hundred is not kept, on any voter
-	mutKeepCut           = mutating("keep-cut")           // a log that was cut and cannot be written is kept
+	mutSkipLogSync       = mutating("skip-log-sync")      // an append to the log is acknowledged before it is on the disk
+	mutKeepCut           = mutating("keep-cut")           // after its end was cut, the log does not wait for space
 	mutMixLineages       = mutating("mix-lineages")       // Raft speaks to logs of other generations
 	mutRemoveBlindly     = mutating("remove-blindly")     // a removal does not ask whether a quorum remains
 	mutNoticeBeyond      = mutating("notice-beyond")      // a notice commits what it does not bring

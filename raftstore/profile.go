@@ -7,6 +7,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/kv"
 )
 
@@ -50,6 +51,8 @@ type settings struct {
 	// changes is the length of the change index, in revisions, above which it is cut back to three quarters. With keys of
 	// the largest size the default makes about 1 GiB.
 	changes kv.Revision
+	// baseKinds may always be proposed, kinds is the highest that this node knows; see gate.
+	baseKinds, kinds command.Kind
 }
 
 const (
@@ -71,6 +74,7 @@ func (p Profile) settings() (settings, error) {
 		trailingBytes: 64 * mib, trailingEntries: 64 << 10,
 		duty: time.Second, changes: 2 << 20,
 		stable: 3 * time.Second, dead: time.Minute,
+		baseKinds: command.BaseKinds, kinds: command.Highest,
 	}
 	switch p {
 	case ProfileLAN:
@@ -85,6 +89,7 @@ func (p Profile) settings() (settings, error) {
 		s.trailingBytes, s.trailingEntries = 64<<10, 64
 		s.duty = 100 * time.Millisecond
 		s.stable, s.dead = 500*time.Millisecond, 3*time.Second
+		s.baseKinds = command.Highest // there, nobody has told the leader what the others know
 	case ProfilePatient, ProfileTestPatient:
 		s.heartbeat, s.election, s.lease = 3*time.Second, 3*time.Second, 3*time.Second
 		s.rpc = 10 * time.Second
@@ -92,6 +97,7 @@ func (p Profile) settings() (settings, error) {
 		if p == ProfileTestPatient {
 			s.snapshotBytes, s.snapshotEntries = 256<<10, 256
 			s.trailingBytes, s.trailingEntries = 64<<10, 64
+			s.baseKinds = command.Highest
 		}
 	default:
 		return s, fmt.Errorf("unknown profile %d", p)

@@ -26,8 +26,8 @@ const (
 // Propose writes ops as one unit: they stand in one log entry, in their order, though each has an outcome of its own. It
 // blocks until they are applied here, and may be called on the leader only.
 //
-// Errors are *kv.Error. CodeNotLeader, CodeNoLeader, CodeOverloaded, CodeUnavailable, CodeInvalidParameter and
-// CodeDeadlineExceeded say that nothing was written and nothing will be. CodeOutcomeUnknown says that the operations may
+// Errors are *kv.Error. CodeNotLeader, CodeNoLeader, CodeOverloaded, CodeDiskFull, CodeUnavailable, CodeInvalidParameter
+// and CodeDeadlineExceeded say that nothing was written and nothing will be. CodeOutcomeUnknown says that the operations may
 // have been carried out, or may still be.
 func (s *Store) Propose(ctx context.Context, ops []command.Op) (command.Result, error) {
 	start := s.mono()
@@ -57,6 +57,7 @@ type entry struct {
 	weight    int
 	bytes     int
 	begun     bool // its append to the log has begun: from now on it may survive anything
+	refused   bool // the disk was full, and nothing of it was written
 }
 
 // combiner packs whatever proposals have arrived into one log entry. One entry at a time is being appended to the
@@ -101,16 +102,24 @@ func (c *combiner) propose(ctx context.Context, ops []command.Op) (command.Resul
 		return command.Result{}, kv.Errorf(kv.CodeInvalidParameter,
 			"%d bytes in one write; the limit is %d", p.bytes, kv.MaxBatchBytes)
 	}
+	if err := c.s.admit(ctx, ops); err != nil {
+		return command.Result{}, err
+	}
 	if err := c.enqueue(p); err != nil {
 		return command.Result{}, err
 	}
+	hung := c.s.dog.stall()
 	select {
 	case o := <-p.done:
 		return o.res, o.err
 	case <-ctx.Done():
 	case <-c.s.dead:
+	case <-hung:
 	}
 	if c.withdraw(p) {
+		if c.s.dog.stalled() {
+			return command.Result{}, errHangs()
+		}
 		return command.Result{}, kv.Errorf(kv.CodeDeadlineExceeded,
 			"the write waited for its turn until its deadline; nothing was written")
 	}
@@ -127,8 +136,11 @@ func errOutcomeUnknown(why string) error {
 }
 
 func (c *combiner) enqueue(p *proposal) error {
-	if c.s.raft.State() != raft.Leader {
+	if _, self := c.s.Leader(); !self {
 		return c.s.errNotLeader()
+	}
+	if why := c.s.members.refusal.Load(); why != nil {
+		return errDiskFull(*why)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -237,13 +249,16 @@ func (c *combiner) answered(key *byte, f raft.ApplyFuture, err error) {
 		c.appending = nil
 		c.wake()
 	}
-	begun := e.begun
+	begun, refused := e.begun, e.refused
 	c.mu.Unlock()
 
 	var res command.Result
-	if err == nil {
+	switch {
+	case err == nil:
 		res, err = applied(f.Response(), e.ops)
-	} else {
+	case refused:
+		err = errDiskFull("the disk of the leader is full")
+	default:
 		err = c.classify(err, begun)
 	}
 	at := 0
@@ -311,6 +326,17 @@ func (c *combiner) stored(logs []*raft.Log) {
 	}
 }
 
+// refused is called after storing when nothing was written, because the disk is full.
+func (c *combiner) refused(logs []*raft.Log) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range logs {
+		if e := c.find(l); e != nil {
+			e.begun, e.refused = false, true
+		}
+	}
+}
+
 func (c *combiner) find(l *raft.Log) *entry {
 	if len(c.handed) == 0 || len(l.Data) == 0 {
 		return nil
@@ -341,6 +367,10 @@ func (c *combiner) inFlight() int64 {
 
 func errClosed() error {
 	return &kv.Error{Code: kv.CodeUnavailable, RetryAfter: noLeaderRetry, Message: "this node is shutting down; ask another one"}
+}
+
+func errHangs() error {
+	return errNoLeader("the disk of this node does not answer, another one is being elected")
 }
 
 func errNoLeader(why string) error {

@@ -215,7 +215,8 @@ func TestLogErrors(t *testing.T) {
 	for _, test := range []struct {
 		err   error
 		fatal bool
-	}{{syscall.EIO, true}, {syscall.ENOSPC, false}} {
+		code  kv.Code
+	}{{syscall.EIO, true, kv.CodeOutcomeUnknown}, {syscall.ENOSPC, false, kv.CodeDiskFull}} {
 		virtual(t, func(t *testing.T) {
 			c, s, slow := startStalling(t)
 			var fatal error
@@ -223,7 +224,7 @@ func TestLogErrors(t *testing.T) {
 			slow.mu.Lock()
 			slow.fail = test.err
 			slow.mu.Unlock()
-			if _, err := s.Propose(t.Context(), []command.Op{c.put("k", "v")}); !isCode(err, kv.CodeOutcomeUnknown) {
+			if _, err := s.Propose(t.Context(), []command.Op{c.put("k", "v")}); !isCode(err, test.code) {
 				t.Errorf("%v: outcome %v", test.err, err)
 			}
 			if errors.Is(fatal, test.err) != test.fatal {
@@ -233,6 +234,10 @@ func TestLogErrors(t *testing.T) {
 			slow.fail = nil
 			slow.mu.Unlock()
 			if !test.fatal {
+				if item, _, err := s.State().Get(c.ns, "k", true); err != nil || !item.Absent {
+					t.Errorf("what was refused is there: %+v, %v", item, err)
+				}
+				time.Sleep(fullFor + spacePoll)
 				c.mustPut(c.leader(), "k", "v") // it heals alone
 			}
 		})

@@ -4,16 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
+	"runtime"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // Log is where Raft keeps its entries, its term and its vote. StoreLogs and the setters return after what they were given
@@ -24,36 +20,8 @@ type Log interface {
 	io.Closer
 }
 
-// LogStore opens the log that belongs to a data directory. It is the seam for decorators (sealing, a watchdog) and for
-// logs in memory.
+// LogStore opens the log that belongs to a data directory. It is the seam for logs in memory and for tests that break one.
 type LogStore func(dir string) (Log, error)
-
-// logFile is the log's file within the data directory.
-const logFile = "raft.db"
-
-// BoltLog keeps the log in one bbolt file, every append fsynced. It is the LogStore of production.
-func BoltLog(dir string) (Log, error) {
-	path := filepath.Join(dir, logFile)
-	s, err := raftboltdb.New(raftboltdb.Options{
-		Path: path,
-		BoltOptions: &bbolt.Options{
-			Timeout: time.Second, // for the file lock
-			// With the free list in the file every append gets slower as free pages pile up behind truncations.
-			NoFreelistSync: true,
-			FreelistType:   bbolt.FreelistMapType,
-			// Address space, not memory: remapping a grown file would wait for every reader.
-			InitialMmapSize: 1 << 28,
-		},
-		MsgpackUseNewTimeFormat: true,
-	})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, fmt.Errorf("%s is locked: another process uses this data directory; stop it or choose another directory", path)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	return s, nil
-}
 
 // MemoryLog keeps the log in memory, one for each directory, also across Close: what a crash would leave. For tests in
 // virtual time.
@@ -78,24 +46,34 @@ func (memoryLog) Close() error { return nil }
 // last index.
 func (m memoryLog) DeleteRange(lo, hi uint64) error { return m.InmemStore.DeleteRange(max(lo, 1), hi) }
 
-// logEvents hears of appends to the log before and after they are durable. Both methods are called on Raft's main
-// goroutine and must not block.
+// logEvents hears of appends to the log before and after they are durable, and when one failed and left nothing behind.
+// The methods are called on Raft's main goroutine and must not block.
 type logEvents interface {
 	storing(logs []*raft.Log)
 	stored(logs []*raft.Log)
+	refused(logs []*raft.Log)
 }
 
 // watchedLog is the log with everything that this package wants to know about it: when an entry began to be written, when
-// it is durable, how many bytes lie in the log, and which entries of the present term never reach the state.
+// it is durable, how many bytes lie in the log, which entries of the present term never reach the state, how long the disk
+// takes, and what is to be done when it is full, broken or damaged.
 type watchedLog struct {
 	Log
+	dog    *watchdog
 	events logEvents
 	meter  *logMeter
 	fatal  func(error)
 	grown  func() // the log has grown; must not block
-	// cut is where the log ends since entries were cut off its end that the leader contradicts, 0 after the next append. The
-	// library goes on believing in the entries that were cut off until it has appended others.
-	cut atomic.Uint64
+	// full is told, again and again, when the log meets a full disk; must not block.
+	full func()
+	// damaged is told of an entry that cannot be read. It returns what the library should be told.
+	damaged  func(index uint64, err error) error
+	snapshot func() uint64   // index of the newest snapshot
+	closing  <-chan struct{} // ends what waits for space
+
+	// cut is set while entries at the end have been deleted and those that replace them are not written yet.
+	// Raft's main goroutine alone uses it.
+	cut bool
 
 	mu    sync.Mutex // guards all below
 	term  uint64     // of the newest no-op, with which every leader begins
@@ -103,53 +81,100 @@ type watchedLog struct {
 	blank map[uint64]struct{}
 }
 
+// diskRetry is the pause between two attempts at what must not fail because the disk is full.
+const diskRetry = 250 * time.Millisecond
+
+func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
+// try runs one operation of the disk. After a failed fsync nobody knows what the disk holds, and asking again would lie:
+// the kernel has dropped the dirty pages. Only a full disk is known to heal.
+func (w *watchedLog) try(name string, op func() error) error {
+	o := w.dog.begin(name)
+	err := op()
+	o.done()
+	switch {
+	case err == nil, errors.Is(err, raft.ErrLogNotFound), errors.Is(err, errDamagedEntry), errors.Is(err, errNotFound):
+	case isFull(err):
+		w.full()
+	default:
+		select {
+		case <-w.closing:
+		default:
+			w.fatal(fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	return err
+}
+
+// patiently waits for space when the disk is full, because the library cannot go on without: it panics when it cannot save
+// its term, and forgets where its log ends when entries are gone and those in their place are not written. Whoever waits
+// here neither votes nor follows, and the others go on. It does not come back after an error that ends the process, or
+// when the store is closed meanwhile: the library's goroutine ends instead of its process.
+func (w *watchedLog) patiently(name string, op func() error) {
+	for {
+		err := w.try(name, op)
+		if err == nil {
+			return
+		}
+		if !isFull(err) {
+			runtime.Goexit()
+		}
+		select {
+		case <-time.After(diskRetry):
+		case <-w.closing:
+			runtime.Goexit()
+		}
+	}
+}
+
 func (w *watchedLog) StoreLog(l *raft.Log) error { return w.StoreLogs([]*raft.Log{l}) }
 
 func (w *watchedLog) StoreLogs(logs []*raft.Log) error {
 	w.note(logs)
 	w.events.storing(logs)
-	if err := w.Log.StoreLogs(logs); err != nil {
-		switch {
-		case !diskFull(err):
-			// After a failed fsync nobody knows what the disk holds, and asking again would lie: the kernel has dropped
-			// the dirty pages. Only a full disk is known to heal.
-			w.fatal(fmt.Errorf("the log cannot be written: %w", err))
-		case w.cut.Load() != 0 && !mutKeepCut:
-			// The library would vote and answer by entries that are gone, refuse every later one, and never get over it.
-			w.fatal(fmt.Errorf("the log was cut back to entry %d, and what belongs there instead cannot be written: %w; "+
-				"free some space and start this node again, it goes on from there", w.cut.Load()-1, err))
+	store := func() error { return w.Log.StoreLogs(logs) }
+	if w.cut && !mutKeepCut {
+		w.patiently("append to the log", store)
+		w.cut = false
+	} else if err := w.try("append to the log", store); err != nil {
+		if isFull(err) {
+			w.events.refused(logs)
 		}
 		return err
 	}
-	w.cut.Store(0)
 	w.meter.add(logs)
 	w.events.stored(logs)
 	w.grown()
 	return nil
 }
 
-// DeleteRange is called with the beginning of the log when a snapshot has made it superfluous, and with its end when the
-// leader contradicts it.
-func (w *watchedLog) DeleteRange(lo, hi uint64) error {
-	last, err := w.LastIndex()
-	if err == nil {
-		err = w.Log.DeleteRange(lo, hi)
-	}
-	switch {
-	case err == nil:
-		w.meter.drop(lo, hi)
-		if hi >= last {
-			w.cut.Store(lo)
-		}
-	case !diskFull(err):
-		w.fatal(fmt.Errorf("entries %d to %d of the log cannot be deleted: %w", lo, hi, err))
+func (w *watchedLog) GetLog(index uint64, l *raft.Log) error {
+	err := w.try("read the log", func() error { return w.Log.GetLog(index, l) })
+	if errors.Is(err, errDamagedEntry) {
+		return w.damaged(index, err)
 	}
 	return err
 }
 
-// diskFull reports whether err is the one failure of a disk that heals.
-func diskFull(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+func (w *watchedLog) DeleteRange(lo, hi uint64) error {
+	if err := w.try("cut the log", func() error { return w.Log.DeleteRange(lo, hi) }); err != nil {
+		return err
+	}
+	if lo > w.snapshot() { // entries of a former leader, about to be replaced; snapshots cut what lies below them
+		w.cut = true
+	}
+	w.meter.drop(lo, hi)
+	return nil
+}
+
+func (w *watchedLog) Set(key, val []byte) error {
+	w.patiently("save the vote", func() error { return w.Log.Set(key, val) })
+	return nil
+}
+
+func (w *watchedLog) SetUint64(key []byte, val uint64) error {
+	w.patiently("save "+string(key), func() error { return w.Log.SetUint64(key, val) })
+	return nil
 }
 
 // note remembers, for the newest term, which entries are no commands. It runs before the entries can commit.
@@ -246,6 +271,10 @@ func entryBytes(l *raft.Log) int64 { return int64(len(l.Data) + len(l.Extensions
 func (m *logMeter) add(logs []*raft.Log) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.last != 0 && logs[0].Index > m.last+1 { // behind a checkpoint the log begins anew
+		clear(m.chunks)
+		m.total = 0
+	}
 	for _, l := range logs {
 		n := entryBytes(l)
 		m.chunks[l.Index/meterChunk] += n

@@ -15,13 +15,15 @@ import (
 
 	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/kv"
+	"kvmesh/raftstore/seal"
 	"kvmesh/raftstore/state"
 )
 
 // RecoverOptions name the central store of a node that is stopped. Dir and NodeID are required.
 type RecoverOptions struct {
 	Dir, NodeID string
-	LogStore    LogStore     // nil = BoltLog
+	LogStore    LogStore // nil = DiskLog, which needs KEK
+	KEK         *seal.KEK
 	FS          vfs.FS       // nil = the operating system's
 	Logger      *slog.Logger // nil = discard
 	// Look is called by Survey with the state as a recovery would make it. May be nil.
@@ -102,9 +104,9 @@ func openStopped(opts RecoverOptions) (_ *Store, undo teardown, err error) {
 			return nil, nil, fmt.Errorf("%s holds no central store (%w): name the data directory of a voter or learner", opts.Dir, err)
 		}
 	}
-	s := &Store{opts: withDefaults(Options{
-		Dir: opts.Dir, NodeID: opts.NodeID, LogStore: opts.LogStore, FS: opts.FS, Logger: opts.Logger,
-	})}
+	s := newStore(Options{
+		Dir: opts.Dir, NodeID: opts.NodeID, LogStore: opts.LogStore, KEK: opts.KEK, FS: opts.FS, Logger: opts.Logger,
+	})
 	if err := s.openDisk(&undo); err != nil {
 		return nil, nil, errors.Join(err, undo.run())
 	}
@@ -267,14 +269,14 @@ func (s *Store) beginRecovery(sv Survivor) (*recovery, error) {
 		index: sv.LastIndex + 1, term: max(term, sv.LastTerm) + 1,
 		lineage: kv.Lineage{Generation: sv.Lineage.Generation + 1, ID: kv.NewEpoch(time.Now().UnixMilli(), sv.Lineage.ID)},
 	}
-	if err := s.log.Set(recoveryKey, r.encode()); err != nil {
+	if err := s.log.Log.Set(recoveryKey, r.encode()); err != nil {
 		return nil, fmt.Errorf("note the recovery: %w", err)
 	}
 	return r, nil
 }
 
 func (s *Store) leaveLineage(r *recovery) error {
-	if err := s.log.SetUint64(termKey, r.term); err != nil {
+	if err := s.log.Log.SetUint64(termKey, r.term); err != nil {
 		return fmt.Errorf("write the term: %w", err)
 	}
 	return s.lineages.set(r.lineage)
@@ -291,8 +293,8 @@ func (s *Store) applyTo(st *state.State) error {
 	var failed error
 	machine := &fsm{
 		state: st, snaps: s.snaps, log: s.opts.Logger,
-		committed: func(uint64) {}, // there is nobody to tell
-		fatal:     func(err error) { failed = err },
+		committed: func(uint64) {}, applied: func() {}, // there is nobody to tell
+		fatal: func(err error) { failed = err },
 	}
 	var batch []*raft.Log
 	flush := func() error {
@@ -352,4 +354,4 @@ func (s *Store) takeOver(r *recovery) error {
 	return s.log.Log.DeleteRange(first, r.index)
 }
 
-func (s *Store) endRecovery(*recovery) error { return s.log.Set(recoveryKey, []byte{}) }
+func (s *Store) endRecovery(*recovery) error { return s.log.Log.Set(recoveryKey, []byte{}) }

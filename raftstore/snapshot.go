@@ -48,9 +48,12 @@ type snapshotStore struct {
 	inspect func(dir string) (state.Applied, error) // state.Inspect
 	wanted  func() error                            // nil when a member that can be reached needs a checkpoint
 	sent    func()                                  // a checkpoint is no longer being sent
+	noticed func(error)                             // an own checkpoint could not be cut, or is damaged
 
 	mu      sync.Mutex      // guards all below; held for map operations only
 	metas   []*snapshotMeta // newest first
+	damaged []error         // files that cannot be believed; only while opening
+	drop    []string        // their names
 	staged  map[string]*stagedCheckpoint
 	sending int
 	cuts    int    // checkpoints that were cut
@@ -88,8 +91,11 @@ func openSnapshots(fs vfs.FS, dir string, stable raft.StableStore, applied state
 			err = fs.Remove(fs.PathJoin(s.metaDir(), name))
 		case name != installingFile && strings.HasSuffix(name, metaSuffix):
 			var m *snapshotMeta
-			if m, err = readMeta(fs, s.metaDir(), name); err == nil {
+			switch m, err = readMeta(fs, s.metaDir(), name); {
+			case err == nil:
 				s.metas = append(s.metas, m)
+			case errors.Is(err, errDamagedMeta): // another one may do
+				s.damaged, s.drop, err = append(s.damaged, err), append(s.drop, name), nil
 			}
 		}
 		if err != nil {
@@ -103,6 +109,16 @@ func openSnapshots(fs vfs.FS, dir string, stable raft.StableStore, applied state
 		}
 	}
 	return s, syncDir(fs, dir) // log and state have been made before, when they are new
+}
+
+// dropDamaged removes damaged files, once it is known that the directory is whole without them.
+func (s *snapshotStore) dropDamaged() error {
+	var err error
+	for _, name := range s.drop {
+		err = errors.Join(err, s.fs.Remove(s.fs.PathJoin(s.metaDir(), name)))
+	}
+	s.damaged, s.drop = nil, nil
+	return err
 }
 
 // recoverInstall decides by where the state stands: it was replaced if and only if it has reached the checkpoint's index.
@@ -252,17 +268,18 @@ func (s *snapshotStore) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, erro
 		meta.ID, meta.Size = id, int64(len(id))
 		return meta, io.NopCloser(strings.NewReader(id)), nil
 	case own != nil:
+		// The library opens a snapshot before it dials, again and again while the follower is down.
+		if err := s.wanted(); err != nil {
+			return nil, nil, err
+		}
 		return s.send(own)
 	default:
 		return nil, nil, fmt.Errorf("there is no snapshot %s", id)
 	}
 }
 
+// send cuts a checkpoint and streams it. It is read through before: damage must not travel, and who has it should know.
 func (s *snapshotStore) send(m *snapshotMeta) (_ *raft.SnapshotMeta, _ io.ReadCloser, err error) {
-	// The library opens a snapshot before it dials, again and again while the follower is down.
-	if err := s.wanted(); err != nil {
-		return nil, nil, err
-	}
 	s.mu.Lock()
 	s.cuts++
 	s.sending++ // before the checkpoint is cut: the log must reach back to this snapshot for as long as it is on its way
@@ -288,6 +305,10 @@ func (s *snapshotStore) send(m *snapshotMeta) (_ *raft.SnapshotMeta, _ io.ReadCl
 	}
 	if applied.Index < m.Index {
 		return nil, nil, fmt.Errorf("the state stands at entry %d, before the snapshot at %d", applied.Index, m.Index)
+	}
+	if _, err := s.inspect(dir); err != nil {
+		s.noticed(err)
+		return nil, nil, err
 	}
 	r, size, err := newArchiveReader(s.fs, dir, done)
 	if err != nil {

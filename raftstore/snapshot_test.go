@@ -309,8 +309,16 @@ func TestSnapshotFiles(t *testing.T) {
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openSnapshots(vfs.Default, dir, raft.NewInmemStore(), st.Applied()); err == nil || !strings.Contains(err.Error(), "damaged") {
-		t.Errorf("a damaged snapshot file: %v", err)
+	// A damaged file is not believed, and the others are as good as they were.
+	again = openStore(t, dir, st)
+	if again.newestIndex() != 50 || len(again.damaged) != 1 || !errors.Is(again.damaged[0], errDamagedMeta) {
+		t.Errorf("a damaged snapshot file: the newest is at %d, damaged are %v", again.newestIndex(), again.damaged)
+	}
+	if err := again.dropDamaged(); err != nil {
+		t.Error(err)
+	}
+	if again = openStore(t, dir, st); len(again.damaged) != 0 {
+		t.Errorf("it was not removed: %v", again.damaged)
 	}
 }
 

@@ -65,6 +65,9 @@ func (m *snapshotMeta) raft() *raft.SnapshotMeta {
 	return r
 }
 
+// errDamagedMeta is a snapshot file that does not hold what was written to it.
+var errDamagedMeta = errors.New("a damaged snapshot file")
+
 // maxMetaBytes bounds what is read of a snapshot file; seven members take about 1 KiB.
 const maxMetaBytes = 1 << 20
 
@@ -105,19 +108,26 @@ func readMeta(fs vfs.FS, dir, name string) (_ *snapshotMeta, err error) {
 	}
 	line, sum, _ := strings.Cut(strings.TrimSuffix(string(text), "\n"), "\n")
 	if sum != fmt.Sprintf("%016x", xxhash.Sum64String(line)) {
-		return nil, fmt.Errorf("%s is damaged (checksum). %s", path, remedyRejoin)
+		return nil, fmt.Errorf("%w: %s", errDamagedMeta, path)
 	}
 	m := new(snapshotMeta)
-	if err := json.Unmarshal([]byte(line), m); err != nil {
-		return nil, fmt.Errorf("%s is damaged: %w. %s", path, err, remedyRejoin)
+	if err := m.decode([]byte(line)); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return m, nil
+}
+
+func (m *snapshotMeta) decode(line []byte) error {
+	if err := json.Unmarshal(line, m); err != nil {
+		return fmt.Errorf("%w: %w", errDamagedMeta, err)
 	}
 	if m.Version != metaVersion {
-		return nil, fmt.Errorf("%s has version %d, this node knows %d: start the kvmesh that wrote it", path, m.Version, metaVersion)
+		return fmt.Errorf("it has version %d, this node knows %d: start the kvmesh that wrote it", m.Version, metaVersion)
 	}
 	for _, s := range m.Servers {
 		if _, ok := suffrages[s.Suffrage]; !ok {
-			return nil, fmt.Errorf("%s: server %s has the suffrage %q", path, s.ID, s.Suffrage)
+			return fmt.Errorf("server %s has the suffrage %q", s.ID, s.Suffrage)
 		}
 	}
-	return m, nil
+	return nil
 }

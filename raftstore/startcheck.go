@@ -3,8 +3,6 @@ package raftstore
 import (
 	"fmt"
 
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-
 	"kvmesh/raftstore/state"
 )
 
@@ -37,7 +35,7 @@ func standingOf(log Log, snaps *snapshotStore, applied state.Applied) (standing,
 	}
 	var err error
 	for key, to := range map[string]*uint64{string(termKey): &at.term, string(snapshotKey): &at.recorded} {
-		if *to, err = log.GetUint64([]byte(key)); err != nil && err.Error() != raftboltdb.ErrKeyNotFound.Error() {
+		if *to, err = log.GetUint64([]byte(key)); err != nil && err.Error() != errNotFound.Error() {
 			return at, fmt.Errorf("read the log: %w", err) // the library, too, knows that error by its text only
 		}
 	}
@@ -82,7 +80,7 @@ func (at standing) cutBootstrap(log Log) (bool, error) {
 		return false, nil
 	}
 	vote, err := log.GetUint64(voteTermKey)
-	if err != nil && err.Error() != raftboltdb.ErrKeyNotFound.Error() {
+	if err != nil && err.Error() != errNotFound.Error() {
 		return false, fmt.Errorf("read the log: %w", err)
 	}
 	return vote == 0, nil

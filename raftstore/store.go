@@ -5,7 +5,7 @@
 //	Propose → combiner → raft.Raft ⇄ transport → StreamLayer (other voters)
 //	                        │  │
 //	                        │  └→ fsm → state.State → Observe
-//	                        └→ LogCache → watchedLog → Log (bbolt)
+//	                        └→ LogCache → watchedLog → Log (disk, sealed)
 //	Confirm → leadership (rounds) → acks ← transport
 //	compactor → raft.Snapshot → snapshotStore → Witness | Checkpoint | Replace
 //
@@ -17,8 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +27,7 @@ import (
 
 	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/kv"
+	"kvmesh/raftstore/seal"
 	"kvmesh/raftstore/state"
 )
 
@@ -53,10 +52,13 @@ type Options struct {
 	Fatal   func(error)
 	Logger  *slog.Logger          // nil = discard
 	Metrics prometheus.Registerer // nil = none
-	// LogStore opens the log; nil = BoltLog.
+	// LogStore opens the log; nil = DiskLog, which needs KEK.
 	LogStore LogStore
+	KEK      *seal.KEK
 	// FS holds the state and the checkpoints; nil = the operating system's.
 	FS vfs.FS
+	// Space says how full the disk is; nil = asks the operating system, when FS is its.
+	Space Space
 	// CacheBytes is the state's block cache, 0 = its default.
 	CacheBytes int64
 	// Changes is the length of the change index in revisions: how far back a node that was away can be told exactly what
@@ -89,9 +91,15 @@ type Store struct {
 	cache    *raft.LogCache
 	notices  *announcer
 	metrics  *metrics
+	dog      *watchdog
+	space    *spaceGuard
+	members  *memberInfos
+	gate     *gate
 
 	notify  chan bool // Raft's word on this node's leadership
 	compact chan struct{}
+	stalls  chan struct{} // holds one token when the watchdog has changed its mind
+	damages chan *Damage
 	leads   atomic.Pointer[leadership] // nil while this node does not lead
 
 	cancel  context.CancelFunc
@@ -113,11 +121,7 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	s := &Store{
-		opts: withDefaults(opts), dead: make(chan struct{}), acks: newAcks(), progress: new(progress), changed: make(chan struct{}),
-		// A backlog of ten lets Raft go on while the last leadership is still being undone.
-		notify: make(chan bool, 10), compact: make(chan struct{}, 1),
-	}
+	s := newStore(opts)
 	if s.set, err = s.opts.Profile.settings(); err != nil {
 		return nil, err
 	}
@@ -145,12 +149,25 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	return s, nil
 }
 
+// newStore is a Store with nothing open.
+func newStore(opts Options) *Store {
+	s := &Store{
+		opts: withDefaults(opts), dead: make(chan struct{}), acks: newAcks(), progress: new(progress), changed: make(chan struct{}),
+		// A backlog of ten lets Raft go on while the last leadership is still being undone.
+		notify: make(chan bool, 10), compact: make(chan struct{}, 1), stalls: make(chan struct{}, 1),
+		damages: make(chan *Damage, 1), members: newMemberInfos(), gate: newGate(),
+	}
+	s.space = newSpaceGuard(s.opts.Dir, s.opts.Space, s.opts.FS, s.opts.Logger.Warn)
+	s.dog = newWatchdog(s.stallMayHaveChanged, s.fatal)
+	return s
+}
+
 func withDefaults(o Options) Options {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.LogStore == nil {
-		o.LogStore = BoltLog
+		o.LogStore = DiskLog(o.KEK)
 	}
 	if o.FS == nil {
 		o.FS = vfs.Default
@@ -181,63 +198,6 @@ func (t *teardown) run() error {
 	return err
 }
 
-// openDisk opens log, state and snapshots, in the order that lets each finish what a crash interrupted, and checks that
-// they fit together.
-func (s *Store) openDisk(undo *teardown) error {
-	dir, fs := s.opts.Dir, s.opts.FS
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	if err := fs.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	log, err := s.opts.LogStore(dir)
-	if err != nil {
-		return err
-	}
-	undo.push(log.Close)
-	if s.lineages, err = openLineages(log); err != nil {
-		return err
-	}
-	s.state, err = state.Open(filepath.Join(dir, stateDir), state.Options{
-		Logger: s.opts.Logger, FS: fs, CacheBytes: s.opts.CacheBytes,
-	})
-	if err != nil {
-		return err
-	}
-	undo.push(s.state.Close)
-	s.state.Observe(s.opts.Observe)
-	if s.snaps, err = openSnapshots(fs, dir, log, s.state.Applied()); err != nil {
-		return err
-	}
-	s.snaps.cut, s.snaps.hold = s.state.Checkpoint, s.opts.Hold
-	s.snaps.inspect = func(dir string) (state.Applied, error) { return state.InspectFS(fs, dir) }
-	s.snaps.wanted, s.snaps.sent = s.checkpointWanted, s.wakeCompactor
-	at, err := standingOf(log, s.snaps, s.state.Applied())
-	if err != nil {
-		return err
-	}
-	if err := at.check(dir); err != nil {
-		return err
-	}
-	if cut, err := at.cutBootstrap(log); err != nil {
-		return err
-	} else if cut {
-		if err := log.SetUint64(termKey, 0); err != nil {
-			return fmt.Errorf("forget a bootstrap that was cut: %w", err)
-		}
-	}
-	meter, err := newLogMeter(log, at.snapshot)
-	if err != nil {
-		return err
-	}
-	s.combiner = newCombiner(s)
-	s.log = &watchedLog{Log: log, events: s.combiner, meter: meter, fatal: s.fatal, grown: s.wakeCompactor}
-	s.notices = newAnnouncer(s)
-	s.fsm = &fsm{state: s.state, snaps: s.snaps, committed: s.notices.committed, fatal: s.fatal, log: s.opts.Logger}
-	return nil
-}
-
 func (s *Store) openRaft(undo *teardown) (err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
@@ -252,7 +212,7 @@ func (s *Store) openRaft(undo *teardown) (err error) {
 		has, err := s.Bootstrapped()
 		return !has, err
 	}
-	s.streams = newStreams(ctx, s.opts.Stream, s.opts.NodeID, s.lineages, s.opts.Logger)
+	s.streams = newStreams(ctx, s.opts.Stream, s.opts.NodeID, s.lineages, s.dog.stalled, s.opts.Logger)
 	s.trans = &transport{acks: s.acks, mono: s.opts.Mono, sent: make(map[raft.ServerID]carried), NetworkTransport: raft.NewNetworkTransportWithConfig(
 		&raft.NetworkTransportConfig{
 			Logger: logger, Stream: s.streams, Timeout: s.set.rpc,
@@ -285,6 +245,9 @@ func (s *Store) openRaft(undo *teardown) (err error) {
 	s.tasks.Go(func() { s.notices.run(ctx) })
 	s.tasks.Go(func() { s.watchLeadership(ctx) })
 	s.tasks.Go(func() { s.runCompactor(ctx) })
+	s.tasks.Go(func() { s.watchStalls(ctx) })
+	s.tasks.Go(func() { s.watchSpace(ctx) })
+	s.tasks.Go(func() { s.watchDamage(ctx.Done()) })
 	return nil
 }
 
@@ -293,6 +256,26 @@ func (s *Store) closeTransport() error {
 	err := s.trans.Close() // also closes the StreamLayer
 	s.streams.closeAll()
 	return err
+}
+
+// applied returns what the state machine calls after entries.
+func (s *Store) applied() func() {
+	allowed := s.state.AllowedKinds() // the state machine's goroutine alone uses it
+	return func() {
+		if now := s.state.AllowedKinds(); now != allowed {
+			allowed = now
+			s.gate.changed()
+		}
+	}
+}
+
+// applyFailed ends the node. When it is damage that kept an entry from being applied, the next start repairs it.
+func (s *Store) applyFailed(err error) {
+	if errors.Is(err, state.ErrDamaged) {
+		s.noticed(&Damage{Dir: s.opts.Dir, Err: err})
+		return
+	}
+	s.fatal(err)
 }
 
 func (s *Store) fatal(err error) {
@@ -343,54 +326,3 @@ func (s *Store) State() *state.State { return s.state }
 
 func (s *Store) mono() time.Duration { return s.opts.Mono() }
 func (s *Store) meshNow() int64      { return s.opts.MeshNow() }
-
-// group runs calls that cannot be cancelled, until it is closed.
-type group struct {
-	mu     sync.Mutex // guards closed, and that nothing starts once it is set
-	closed bool
-	wg     sync.WaitGroup
-}
-
-// run calls fn in a goroutine of its own; false when the group is closed.
-func (g *group) run(fn func()) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.closed {
-		g.wg.Go(fn)
-	}
-	return !g.closed
-}
-
-// close starts nothing any more and waits for what runs. When ctx ends first it gives up and says so.
-func (g *group) close(ctx context.Context) error {
-	g.mu.Lock()
-	g.closed = true
-	g.mu.Unlock()
-	done := make(chan struct{})
-	go func() {
-		g.wg.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return errors.New("raft did not answer what it had been given")
-	}
-}
-
-// await runs a call of the library and waits for its future, or for ctx, after which the call may still succeed.
-func (s *Store) await(ctx context.Context, call func() raft.Future) error {
-	done := make(chan error, 1)
-	if !s.futures.run(func() { done <- call().Error() }) {
-		return errClosed()
-	}
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.dead:
-		return errClosed()
-	}
-}

@@ -31,13 +31,21 @@ type streams struct {
 	lineages *lineages
 	log      *slog.Logger
 
+	refuse func() bool // nobody is let in or dialed while it says so
+
 	mu     sync.Mutex // guards all below
 	conns  map[net.Conn]struct{}
 	closed bool
 }
 
-func newStreams(ctx context.Context, layer StreamLayer, self string, l *lineages, log *slog.Logger) *streams {
-	return &streams{StreamLayer: layer, self: self, ctx: ctx, lineages: l, log: log, conns: make(map[net.Conn]struct{})}
+var errRefused = errors.New("this node has cut itself off, because its disk does not answer")
+
+func newStreams(
+	ctx context.Context, layer StreamLayer, self string, l *lineages, refuse func() bool, log *slog.Logger,
+) *streams {
+	return &streams{
+		StreamLayer: layer, self: self, ctx: ctx, lineages: l, refuse: refuse, log: log, conns: make(map[net.Conn]struct{}),
+	}
 }
 
 type nodeAddr string
@@ -49,14 +57,22 @@ func (a nodeAddr) String() string { return string(a) }
 func (s *streams) Addr() net.Addr { return nodeAddr(s.self) }
 
 func (s *streams) Accept() (net.Conn, error) {
-	c, err := s.StreamLayer.Accept()
-	if err != nil {
-		return nil, err
+	for {
+		c, err := s.StreamLayer.Accept()
+		if err != nil {
+			return nil, err
+		}
+		t, err := s.track(c, true)
+		if err == nil || !errors.Is(err, errRefused) {
+			return t, err
+		}
 	}
-	return s.track(c, true)
 }
 
 func (s *streams) Dial(node raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	if s.refuse() {
+		return nil, errRefused
+	}
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
 	c, err := s.DialNode(ctx, string(node))
@@ -81,19 +97,29 @@ func (s *streams) track(c net.Conn, called bool) (net.Conn, error) {
 	if closed {
 		return nil, errors.Join(net.ErrClosed, c.Close())
 	}
+	if s.refuse() { // looked at after cut may have missed the connection
+		return nil, errors.Join(errRefused, t.Close())
+	}
 	return t, nil
 }
 
-// closeAll ends every connection, and those that are being made.
-func (s *streams) closeAll() {
+// cut ends every connection.
+func (s *streams) cut() {
 	s.mu.Lock()
-	s.closed = true
 	conns := s.conns
 	s.conns = make(map[net.Conn]struct{})
 	s.mu.Unlock()
 	for c := range conns {
 		_ = c.Close() // a connection that is given up anyway
 	}
+}
+
+// closeAll ends every connection, and those that are being made, for ever.
+func (s *streams) closeAll() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.cut()
 }
 
 // trackedConn is one connection. One that was accepted answers the caller's greeting with its first Read, which is on a
