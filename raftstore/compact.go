@@ -3,6 +3,7 @@ package raftstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -100,7 +101,8 @@ func (s *Store) checkpointWanted() error {
 			first = s.snaps.newestIndex() + 1
 		}
 		for _, m := range s.configuration().Servers {
-			if a, ok := s.acks.of(term, m.ID); ok && s.heard(a) && a.match < first {
+			// What counts is what the library knows: it goes on from there, wherever notices have brought the member.
+			if a, ok := s.acks.of(term, m.ID); ok && s.heard(a) && s.trans.carried(term, m.ID).match < first {
 				return nil
 			}
 		}
@@ -112,4 +114,25 @@ func (s *Store) checkpointWanted() error {
 			return errClosed()
 		}
 	}
+}
+
+// staleCheckpoint refuses a checkpoint that stands before what was applied here and is no longer in the log. The library
+// would go back to it, and end the process because the entries since are missing.
+func (s *Store) staleCheckpoint(index uint64) error {
+	applied := s.raft.AppliedIndex()
+	if index >= applied {
+		return nil
+	}
+	first, err := s.log.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := s.log.LastIndex()
+	if err != nil {
+		return err
+	}
+	if first == 0 || first > index+1 || last < applied {
+		return fmt.Errorf("a checkpoint at entry %d comes too late: entry %d has been applied, and the log holds %d to %d", index, applied, first, last)
+	}
+	return nil
 }

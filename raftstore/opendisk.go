@@ -82,7 +82,7 @@ func (s *Store) openState(undo *teardown, log Log) (err error) {
 	}
 	s.snaps.cut, s.snaps.hold, s.snaps.noticed = s.state.Checkpoint, s.opts.Hold, s.Noticed
 	s.snaps.inspect = func(dir string) (state.Applied, error) { return state.InspectFS(fs, dir) }
-	s.snaps.wanted, s.snaps.sent = s.checkpointWanted, s.wakeCompactor
+	s.snaps.wanted, s.snaps.sent, s.snaps.stale = s.checkpointWanted, s.wakeCompactor, s.staleCheckpoint
 	return nil
 }
 

@@ -305,7 +305,11 @@ func (m *logMeter) drop(lo, hi uint64) {
 	}
 }
 
-// trailing is how many of the newest entries fit into bytes, at most limit.
+// minTrailing is how many of the newest entries stay whatever their size. A checkpoint may be installed that stands before
+// what was applied while its request waited in line; the library then goes back there and needs the entries since.
+const minTrailing = 64
+
+// trailing is how many of the newest entries fit into bytes, at least minTrailing and at most limit.
 func (m *logMeter) trailing(bytes int64, limit uint64) uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -319,7 +323,7 @@ func (m *logMeter) trailing(bytes int64, limit uint64) uint64 {
 			break
 		}
 	}
-	return min(n, limit)
+	return min(max(n, minTrailing), limit)
 }
 
 func (m *logMeter) bytes() int64 {

@@ -49,6 +49,7 @@ type snapshotStore struct {
 	wanted  func() error                            // nil when a member that can be reached needs a checkpoint
 	sent    func()                                  // a checkpoint is no longer being sent
 	noticed func(error)                             // an own checkpoint could not be cut, or is damaged
+	stale   func(index uint64) error                // nil when the library can go on from a checkpoint at index
 
 	mu      sync.Mutex      // guards all below; held for map operations only
 	metas   []*snapshotMeta // newest first
@@ -70,7 +71,7 @@ type stagedCheckpoint struct {
 // openSnapshots reads the snapshot files of dir and finishes or forgets an interrupted installation; applied is where the
 // state stands, which has been opened before and has finished or forgotten its own part.
 func openSnapshots(fs vfs.FS, dir string, stable raft.StableStore, applied state.Applied) (*snapshotStore, error) {
-	s := &snapshotStore{fs: fs, dir: dir, stable: stable, staged: make(map[string]*stagedCheckpoint)}
+	s := &snapshotStore{fs: fs, dir: dir, stable: stable, staged: make(map[string]*stagedCheckpoint), stale: func(uint64) error { return nil }}
 	for _, d := range []string{stagingDir, outgoingDir} { // left over
 		if err := fs.RemoveAll(fs.PathJoin(dir, d)); err != nil {
 			return nil, err
@@ -336,6 +337,9 @@ func (s *snapshotStore) install(id string, st *state.State) (state.Applied, erro
 	s.mu.Unlock()
 	if c == nil {
 		return state.Applied{}, fmt.Errorf("no staged checkpoint %q", id)
+	}
+	if err := s.stale(c.meta.Index); err != nil {
+		return st.Applied(), errors.Join(err, s.fs.RemoveAll(c.dir))
 	}
 	now := st.Applied()
 	if !now.Cluster.IsZero() && now.Cluster != c.applied.Cluster {

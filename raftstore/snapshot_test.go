@@ -379,3 +379,70 @@ func TestStandingCheck(t *testing.T) {
 		}
 	}
 }
+
+// A checkpoint that stands before what was applied is refused once the log no longer has the entries since: the library
+// would go back to it and miss them. A follower that was told of commits while the checkpoint was on its way meets it.
+func TestCheckpointComesTooLate(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		c := newCluster(t, "a")
+		s := c.start().leader()
+		for i := range 60 {
+			c.mustPut(s, key(i), "v")
+		}
+		applied := s.raft.AppliedIndex()
+		if err := s.log.Log.DeleteRange(1, applied-10); err != nil {
+			t.Fatal(err)
+		}
+		for index, want := range map[uint64]bool{applied + 1: true, applied: true, applied - 10: true, applied - 11: false, 3: false} {
+			if err := s.staleCheckpoint(index); (err == nil) != want {
+				t.Errorf("at %d of %d: %v", index, applied, err)
+			}
+		}
+		before := s.State().Applied()
+		late := &stagedCheckpoint{meta: snapshotMeta{Index: applied - 11}, dir: "late", applied: before}
+		late.applied.Index += 100
+		s.snaps.mu.Lock()
+		s.snaps.staged["late"] = late
+		s.snaps.mu.Unlock()
+		if err := s.fsm.Restore(io.NopCloser(strings.NewReader("late"))); err == nil || !strings.Contains(err.Error(), "too late") {
+			t.Errorf("it was installed: %v", err)
+		}
+		if s.State().Applied() != before || s.snaps.newestIndex() != 0 {
+			t.Errorf("the state stands at %+v, and a snapshot at %d", s.State().Applied(), s.snaps.newestIndex())
+		}
+	})
+}
+
+// Who needs a checkpoint is judged by what the library has found a member's log to agree with, because that is where it
+// goes on: notices may have brought the member further.
+func TestCheckpointIsWantedByTheLibrary(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		c := newCluster(t, "a", "b", "c")
+		lead := c.start().leader()
+		for i := range 60 {
+			c.mustPut(lead, key(i), "v")
+		}
+		time.Sleep(time.Second)
+		if err := lead.checkpointWanted(); err == nil {
+			t.Error("nobody needs one")
+		}
+		term, _ := lead.leaderTerm()
+		id := raft.ServerID(c.follower().opts.NodeID)
+		ack, _ := lead.acks.of(term, id)
+		if got := lead.trans.carried(term, id).match; got != ack.match {
+			t.Errorf("it has acknowledged %d, the library knows %d", ack.match, got)
+		}
+		if err := lead.log.Log.DeleteRange(1, 40); err != nil {
+			t.Fatal(err)
+		}
+		lead.trans.matched(id, term, 0, 20) // the library was refused: it knows of 20 entries
+		if err := lead.checkpointWanted(); err != nil {
+			t.Errorf("the library cannot go on from entry 20: %v", err)
+		}
+		c.converge(c.mustPut(lead, "end", "v").Revision)
+		time.Sleep(time.Second)
+		if got, want := lead.trans.carried(term, id).match, lead.raft.LastIndex(); got != want {
+			t.Errorf("the library knows of %d entries, there are %d", got, want)
+		}
+	})
+}

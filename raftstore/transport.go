@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"slices"
 	"sync"
@@ -166,6 +167,7 @@ type carried struct {
 	term   uint64
 	commit uint64 // the newest commit index
 	last   uint64 // the last entry, while such a request is under way
+	match  uint64 // up to which its log was found to agree
 }
 
 // AppendEntriesPipeline is refused, so that every request passes AppendEntries. Pipelining is wanted neither: it can
@@ -187,10 +189,26 @@ func (t *transport) AppendEntries(
 	if err := t.append(id, target, args, resp); err != nil {
 		return err
 	}
-	if resp.Term == args.Term && !resp.Success {
+	switch {
+	case resp.Term != args.Term:
+	case !resp.Success:
 		t.acks.rejected(args.Term, id)
+		t.matched(id, args.Term, 0, resp.LastLog)
+	default:
+		t.matched(id, args.Term, lastOf(args), math.MaxUint64)
 	}
 	return nil
+}
+
+// InstallSnapshot notes what the member holds then.
+func (t *transport) InstallSnapshot(
+	id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader,
+) error {
+	err := t.NetworkTransport.InstallSnapshot(id, target, args, resp, data)
+	if err == nil && resp.Success && resp.Term == args.Term {
+		t.matched(id, args.Term, args.LastLogIndex, math.MaxUint64)
+	}
+	return err
 }
 
 // notice sends a request of the announcer. One that is rejected says nothing about the member's log: it may have overtaken
@@ -210,6 +228,18 @@ func (t *transport) carry(id raft.ServerID, term, commit, last uint64) {
 		c = carried{term: term}
 	}
 	c.commit, c.last = max(c.commit, commit), last
+	t.sent[id] = c
+}
+
+// matched notes that the library has found a member's log to agree up to at least one index, and at most another.
+func (t *transport) matched(id raft.ServerID, term, least, most uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := t.sent[id]
+	if c.term != term {
+		c = carried{term: term}
+	}
+	c.match = min(max(c.match, least), most)
 	t.sent[id] = c
 }
 
