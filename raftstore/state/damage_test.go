@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -116,13 +117,13 @@ func TestDamage(t *testing.T) {
 				t.Fatal(err)
 			}
 			undo()
-			told := 0
+			var told atomic.Int64
 			_, ierr := InspectFS(copied, "state/"+firstGeneration)
 			s, err := openDamaged(t, copied, &told)
 			var got map[string]string
 			if err == nil {
 				got, err = everything(s)
-				if cerr := s.Close(); cerr != nil && err == nil && told == 0 {
+				if cerr := s.Close(); cerr != nil && err == nil && told.Load() == 0 {
 					t.Errorf("%s at %d: close: %v", name, at, cerr)
 				}
 			}
@@ -151,7 +152,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-func openDamaged(t *testing.T, fs vfs.FS, told *int) (*State, error) {
+func openDamaged(t *testing.T, fs vfs.FS, told *atomic.Int64) (*State, error) {
 	t.Helper()
 	if err := fs.MkdirAll("state", 0o700); err != nil {
 		t.Fatal(err)
@@ -163,5 +164,5 @@ func openDamaged(t *testing.T, fs vfs.FS, told *int) (*State, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Open("state", Options{FS: fs, Damaged: func(error) { *told++ }})
+	return Open("state", Options{FS: fs, Damaged: func(error) { told.Add(1) }})
 }
