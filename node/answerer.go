@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"kvmesh/cache"
@@ -71,11 +72,27 @@ func (a *answerer) local(ctx context.Context, args *wire.FillArgs) (wire.FillRes
 	return a.read(ctx, st, args)
 }
 
+// noticed tells the store of an error of its state: when a file is damaged this node ends, and is repaired. The asker goes
+// on to another voter.
+func (a *answerer) noticed(err error) error {
+	if !errors.Is(err, state.ErrDamaged) {
+		return err
+	}
+	a.store.Noticed(err)
+	return &kv.Error{
+		Code: kv.CodeUnavailable, RetryAfter: damagedRetry,
+		Message: "the state of this voter is damaged and will be copied from another one; send it again",
+	}
+}
+
+// damagedRetry is about what it takes the others to elect a leader, should this voter have been it.
+const damagedRetry = time.Second
+
 // read makes an answer of the state's item, with age 0.
 func (a *answerer) read(ctx context.Context, st *state.State, args *wire.FillArgs) (wire.FillResult, []byte, error) {
 	item, applied, err := st.Get(args.Namespace, args.Key, false)
 	if err != nil {
-		return wire.FillResult{Epoch: applied.Epoch}, nil, err
+		return wire.FillResult{Epoch: applied.Epoch}, nil, a.noticed(err)
 	}
 	res := wire.FillResult{Epoch: applied.Epoch, AsOf: applied.Revision, Absent: item.Absent, Revision: item.Revision}
 	if args.Have && applied.Epoch == args.Epoch && args.HaveAbsent == item.Absent && args.HaveRev == item.Revision {
@@ -131,7 +148,7 @@ func (a *answerer) list(ctx context.Context, args *wire.ListArgs) (*wire.ListPag
 		Limit: args.Limit, Values: args.Values, Now: a.clock.Now() / 1000,
 	})
 	if err != nil {
-		return nil, err
+		return nil, a.noticed(err)
 	}
 	page.Epoch, page.AsOf = res.Applied.Epoch, res.Applied.Revision
 	page.Prefixes, page.Next, page.Complete = res.Prefixes, res.Next, res.Complete

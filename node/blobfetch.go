@@ -19,6 +19,9 @@ var _ blobkeep.Peers = blobPeers{}
 func (p blobPeers) Voters() []string { return p.t.dir.Voters() }
 
 func (p blobPeers) Open(ctx context.Context, voter string, ref blob.Ref) (blobkeep.Transfer, error) {
+	if err := p.t.writable(); err != nil {
+		return nil, err
+	}
 	conn, err := p.t.dial(ctx, voter)
 	if err != nil {
 		return nil, err

@@ -34,6 +34,8 @@ type blobTransfer struct {
 	local  *blob.Store
 	keeper *blobkeep.Keeper
 	state  *state.State
+	// writable is nil while this disk has room for values; else the error to refuse them with.
+	writable func() error
 
 	ctx   context.Context // of the node: a lane outlives the request whose quorum it did not belong to
 	lanes sync.WaitGroup
@@ -67,6 +69,7 @@ func newBlobTransfer(ctx context.Context, self string, dir voters, dialer *peer.
 	t := &blobTransfer{
 		self: self, dir: dir, dialer: dialer, log: log, ctx: ctx,
 		chunks: newChunkPool(blobBuffers / blobChunk), serves: make(chan struct{}, maxBlobServes),
+		writable: func() error { return nil },
 	}
 	t.pages.New = func() any { b := make([]byte, blob.SegmentBytes); return &b }
 	return t

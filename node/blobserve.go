@@ -86,9 +86,9 @@ func (t *blobTransfer) answer(ctx context.Context, conn blobConn, kind byte, ref
 
 // receive stores the blob that follows.
 func (t *blobTransfer) receive(ref wire.BlobRef, c blobConn) error {
-	w, err := t.local.Create(ref.Namespace, ref.Blob)
+	w, err := t.create(ref.Namespace, ref.Blob)
 	if err != nil {
-		return blobDiskError(err)
+		return err
 	}
 	defer func() { _ = w.Abort() }() // after Commit it does nothing
 	var buf []byte
@@ -104,8 +104,8 @@ func (t *blobTransfer) receive(ref wire.BlobRef, c blobConn) error {
 			if w.Size()+int64(len(payload)) > maxSealedBlob {
 				return kv.Errorf(kv.CodeValueTooLarge, "a sealed blob has at most %d bytes", maxSealedBlob)
 			}
-			if _, err := w.Write(payload); err != nil {
-				return blobDiskError(err)
+			if err := t.write(w, payload); err != nil {
+				return err
 			}
 		case wire.BlobEnd:
 			var end wire.BlobTotal
@@ -120,6 +120,24 @@ func (t *blobTransfer) receive(ref wire.BlobRef, c blobConn) error {
 			return fmt.Errorf("blob protocol: unexpected frame %d", kind)
 		}
 	}
+}
+
+// create begins a blob on this disk, if that has room for values: what room is left when it has none is for the log.
+func (t *blobTransfer) create(ns kv.NamespaceID, id kv.BlobID) (*blob.Writer, error) {
+	if err := t.writable(); err != nil {
+		return nil, err
+	}
+	w, err := t.local.Create(ns, id)
+	return w, blobDiskError(err)
+}
+
+// write goes on with it for as long as there is room.
+func (t *blobTransfer) write(w *blob.Writer, p []byte) error {
+	if err := t.writable(); err != nil {
+		return err
+	}
+	_, err := w.Write(p)
+	return blobDiskError(err)
 }
 
 // give sends a blob, or a part of it: from the own disk, and unless the other side wants no more than that, from other

@@ -265,11 +265,11 @@ type blobSink interface {
 // sink opens the lane's far end.
 func (t *blobTransfer) sink(ctx context.Context, voter string, ns kv.NamespaceID, id kv.BlobID) (blobSink, error) {
 	if voter == t.self && t.local != nil {
-		w, err := t.local.Create(ns, id)
+		w, err := t.create(ns, id)
 		if err != nil {
-			return nil, blobDiskError(err)
+			return nil, err
 		}
-		return &localSink{w}, nil
+		return &localSink{t, w}, nil
 	}
 	conn, err := t.dial(ctx, voter)
 	if err != nil {
@@ -282,12 +282,12 @@ func (t *blobTransfer) sink(ctx context.Context, voter string, ns kv.NamespaceID
 	return &remoteSink{conn}, nil
 }
 
-type localSink struct{ w *blob.Writer }
-
-func (s *localSink) write(chunk *blobBuffer) error {
-	_, err := s.w.Write(chunk.payload())
-	return blobDiskError(err)
+type localSink struct {
+	t *blobTransfer
+	w *blob.Writer
 }
+
+func (s *localSink) write(chunk *blobBuffer) error { return s.t.write(s.w, chunk.payload()) }
 
 func (s *localSink) commit(total int64) error {
 	if s.w.Size() != total {

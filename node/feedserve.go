@@ -23,6 +23,7 @@ type feedServer struct {
 	depth   func() (depth int, connected bool)
 	ring    *feed.Ring
 	state   *state.State           // the lower rungs of the ladder, nil on edges
+	noticed func(error)            // told of errors of state; nil on edges
 	ladder  *prometheus.CounterVec // rung
 	control *controlState
 	dir     *directory
@@ -194,6 +195,7 @@ func (s *feedServer) older(epoch kv.Epoch, pos, last kv.Revision) (rung string, 
 	}
 	records, err = s.state.Changes(pos, feedBurst)
 	if err != nil && !errors.Is(err, state.ErrTrimmed) {
+		s.noticed(err)
 		return "", nil, err
 	}
 	// The state may have begun an epoch that the reader has not heard of.
@@ -202,6 +204,7 @@ func (s *feedServer) older(epoch kv.Epoch, pos, last kv.Revision) (rung string, 
 	}
 	floors, at, ok, err := s.state.FloorsAfter(pos, feed.MaxFloors)
 	if err != nil {
+		s.noticed(err)
 		return "", nil, err
 	}
 	// They reach as far as the view they were read from, which may lie behind or ahead of last.

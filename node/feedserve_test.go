@@ -49,7 +49,7 @@ func newStoreRig(t *testing.T) *storeRig {
 		}
 	})
 	r := &storeRig{t: t, state: st, reg: prometheus.NewRegistry()}
-	r.feeds = &feedServer{ring: feed.NewRing(1), state: st, ladder: newLadderMetric(r.reg)}
+	r.feeds = &feedServer{ring: feed.NewRing(1), state: st, noticed: func(error) {}, ladder: newLadderMetric(r.reg)}
 	st.Observe(func(c state.Committed) {
 		for _, rec := range c.Records {
 			r.feeds.ring.Append(rec) // which holds one record

@@ -93,6 +93,9 @@ func (id *identity) loadNodeID(kek *seal.KEK) error {
 	case err != nil && !missing:
 		return err
 	case made == "" && missing:
+		if err := id.checkNew(); err != nil {
+			return err
+		}
 		text = uuid.NewString()
 		if err := id.write("node-id", []byte(text+"\n")); err != nil {
 			return err
@@ -115,6 +118,20 @@ func (id *identity) loadNodeID(kek *seal.KEK) error {
 		return err
 	}
 	return id.write("key-check", sealed)
+}
+
+// checkNew refuses to give a new identity to a directory that has had one: what lies in it belongs to the old one.
+func (id *identity) checkNew() error {
+	for _, name := range []string{"cluster", "member", "store", "blobs", "control"} {
+		switch _, err := os.Lstat(filepath.Join(id.dir, name)); {
+		case err == nil:
+			return fmt.Errorf("%s: the node's identity (node-id and key-check) is missing, but there is data of a node (%s): restore both files "+
+				"from a copy, or move the whole data directory aside and start again: it joins as a new node", id.dir, name)
+		case !errors.Is(err, os.ErrNotExist):
+			return err
+		}
+	}
+	return nil
 }
 
 // setMember remembers for ever that this node has been a member of the central store: others count on what it has

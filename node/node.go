@@ -107,10 +107,7 @@ type Node struct {
 
 // New makes a node: it opens the data directory and all listeners, and starts nothing yet.
 func New(opts Options) (n *Node, err error) {
-	opts.defaults()
-	n = &Node{opts: opts, started: time.Now(), reg: prometheus.NewRegistry(), committed: make(chan struct{}, 1)}
-	n.ctx, n.cancel = context.WithCancel(context.Background())
-	n.leaving, n.leave = context.WithCancel(n.ctx)
+	n = newNode(opts)
 	defer func() {
 		if err != nil {
 			n.cancel()
@@ -118,27 +115,20 @@ func New(opts Options) (n *Node, err error) {
 			n = nil
 		}
 	}()
-	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-
-	if n.kek, err = seal.NewKEK(opts.MeshKey.KEK()); err != nil {
+	if err = n.openDirectory(); err != nil {
 		return n, err
 	}
-	if n.id, err = openIdentity(opts.DataDir, n.kek); err != nil {
-		return n, err
-	}
-	n.undo.push("data directory", func(context.Context) error { return n.id.close() })
-	n.log = opts.Logger.With("node", opts.Name)
-
 	if err = n.openListeners(); err != nil {
 		return n, err
 	}
-	if err = n.openMesh(); err != nil {
+	n.hints = newHinter(n.component("hints"), n.reg)
+	if err = n.openMesh(n.hints.heard); err != nil {
 		return n, err
 	}
 	if err = n.openCache(); err != nil {
 		return n, err
 	}
-	if opts.Role != certs.RoleEdge {
+	if n.opts.Role != certs.RoleEdge {
 		if err = n.openStore(); err != nil {
 			return n, err
 		}
@@ -146,6 +136,29 @@ func New(opts Options) (n *Node, err error) {
 	n.openService()
 	n.handlePeers()
 	return n, nil
+}
+
+// newNode is a node with nothing open.
+func newNode(opts Options) *Node {
+	opts.defaults()
+	n := &Node{opts: opts, started: time.Now(), reg: prometheus.NewRegistry(), committed: make(chan struct{}, 1)}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.leaving, n.leave = context.WithCancel(n.ctx)
+	n.log = opts.Logger.With("node", opts.Name)
+	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return n
+}
+
+// openDirectory opens the data directory and the mesh key.
+func (n *Node) openDirectory() (err error) {
+	if n.kek, err = seal.NewKEK(n.opts.MeshKey.KEK()); err != nil {
+		return err
+	}
+	if n.id, err = openIdentity(n.opts.DataDir, n.kek); err != nil {
+		return err
+	}
+	n.undo.push("data directory", func(context.Context) error { return n.id.close() })
+	return nil
 }
 
 func (n *Node) component(name string) *slog.Logger { return n.log.With("component", name) }
@@ -170,8 +183,8 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// openMesh opens the peer port and gossip, and what finds and calls other nodes.
-func (n *Node) openMesh() error {
+// openMesh opens the peer port and gossip, and what finds and calls other nodes. onHint is told of what gossip brings.
+func (n *Node) openMesh(onHint func(payload []byte)) error {
 	authority, err := n.opts.MeshKey.Authority()
 	if err != nil {
 		return err
@@ -201,7 +214,6 @@ func (n *Node) openMesh() error {
 	if !n.id.cluster.IsZero() {
 		cluster = n.id.cluster.String()
 	}
-	n.hints = newHinter(n.component("hints"), n.reg)
 	n.gossip, err = gossip.New(gossip.Options{
 		ID: n.id.nodeID, Name: n.opts.Name, Role: n.opts.Role, Region: n.opts.Region, Version: n.opts.Version,
 		HTTP: n.opts.advertised(n.httpLn.Addr()), Peer: n.opts.advertised(n.peers.Addr()),
@@ -209,7 +221,7 @@ func (n *Node) openMesh() error {
 		Bind: n.opts.Gossip, AdvertiseHost: n.opts.AdvertiseHost,
 		Key: n.opts.MeshKey.GossipKey(), Label: n.opts.MeshKey.GossipLabel(),
 		Seeds: n.opts.Join, KnownPeers: known, Profile: n.opts.gossipProfile(), Shaper: n.opts.Shaper,
-		Network: n.opts.Env.Gossip, OnHint: n.hints.heard, Logger: n.component("gossip"), Metrics: n.reg,
+		Network: n.opts.Env.Gossip, OnHint: onHint, Logger: n.component("gossip"), Metrics: n.reg,
 	})
 	if err != nil {
 		return err
@@ -268,16 +280,15 @@ func (n *Node) openStore() error {
 	n.standing = newStanding(n)
 	stream := &metStream{StreamLayer: peer.NewStreamLayer(n.peers, n.dialer), met: n.standing.waitMet}
 	var err error
-	n.store, err = raftstore.Open(n.ctx, raftstore.Options{
-		Dir: filepath.Join(n.id.dir, "store"), NodeID: n.id.nodeID, Stream: stream, Profile: n.opts.raftProfile(),
-		MeshNow: n.clock.Now, Mono: n.cache.Now, Observe: n.observe, Init: n.firstCommand,
-		Fatal: n.fail, Logger: n.component("raft"), Metrics: n.reg,
-		LogStore: n.opts.Env.Log, KEK: n.kek, FS: n.opts.Env.FS, Changes: n.opts.ChangeIndex, Hold: n.blobs.keeper.Hold,
-	})
-	if err != nil {
+	opts := n.storeOptions()
+	opts.Stream, opts.Profile, opts.Changes = stream, n.opts.raftProfile(), n.opts.ChangeIndex
+	opts.MeshNow, opts.Mono, opts.Observe, opts.Init = n.clock.Now, n.cache.Now, n.observe, n.firstCommand
+	opts.Fatal, opts.Metrics, opts.Hold = n.fail, n.reg, n.blobs.keeper.Hold
+	if n.store, err = raftstore.Open(n.ctx, opts); err != nil {
 		return err
 	}
 	n.undo.push("central store", n.store.Close)
+	n.blobs.writable = n.store.Writable
 	has, err := n.store.Bootstrapped()
 	if err == nil {
 		err = n.id.checkMember(has)
@@ -422,15 +433,18 @@ func (n *Node) handlePeers() {
 		mux.Handle(wire.MethodPropose, "propose", n.servePropose)
 		mux.Handle(wire.MethodList, "list", n.serveList)
 		mux.Handle(wire.MethodSpaces, "spaces", n.serveSpaces)
+		mux.Handle(wire.MethodMemberInfo, "member-info", n.serveMemberInfo)
 		n.peers.Handle(peer.ALPNBlob, anyMember, n.blobs.serve)
 		n.peers.Handle(peer.ALPNBackup, anyMember, n.backups.serve)
+		rescue := &rescueServer{n: n, busy: make(chan struct{}, 1)}
+		n.peers.Handle(peer.ALPNRescue, peer.MaySpeakRaft, rescue.serve)
 	}
 	feeds := &feedServer{
 		depth: n.follow.depth, ring: n.ring, control: n.control, dir: n.dir, clock: n.clock, log: n.component("feed"),
 		ladder: newLadderMetric(n.reg),
 	}
 	if n.store != nil {
-		feeds.state = n.store.State()
+		feeds.state, feeds.noticed = n.store.State(), n.store.Noticed
 		// One that is no member has no news: who follows it must find another.
 		feeds.depth = func() (int, bool) { return 0, !n.standing.outside() }
 	}

@@ -128,6 +128,7 @@ func (n *Node) Start() error {
 		n.task(n.followOwn)
 		n.task(duty.watchLeader)
 		n.task(duty.lead)
+		n.task((&infoDuty{self: n.id.nodeID, store: n.store, rpc: n.rpc}).run)
 		if n.opts.Role == certs.RoleVoter {
 			n.task(n.bootstrap.run)
 		}
@@ -165,6 +166,12 @@ func (n *Node) Stop(ctx context.Context) error {
 		n.undo.steps = slices.Insert(n.undo.steps, n.stepOf("http server"), teardownStep{"leadership", n.handOver})
 	}
 	return n.undo.run(ctx)
+}
+
+// Halt ends a node that must not serve any more: clients are cut off, and nothing is handed over.
+func (n *Node) Halt(ctx context.Context) error {
+	n.opts.Drain = 0
+	return errors.Join(n.http.Close(), n.undo.run(ctx))
 }
 
 func (n *Node) stepOf(name string) int {

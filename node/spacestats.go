@@ -95,7 +95,7 @@ func (a *answerer) spaces(ctx context.Context, args *wire.SpacesArgs) (*wire.Spa
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return nil, a.noticed(err)
 		}
 		res.Spaces = append(res.Spaces, wire.SpaceStats{ID: id, Keys: stats.Keys, Bytes: stats.Bytes})
 	}

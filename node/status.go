@@ -47,6 +47,9 @@ func (n *Node) ownStatus() *wire.Status {
 		st.Bootstrapped = len(raft.Voters) > 0
 		st.Lineage, st.WasMember, st.MissingBlobs = n.store.Lineage(), n.id.member.Load(), n.MissingBlobs()
 		st.Standing, st.Why = n.standing.now()
+		if err := n.store.Writable(); err != nil && st.Why == "" {
+			st.Why = err.Error()
+		}
 	}
 	return st
 }

@@ -54,7 +54,7 @@ var statuses = map[kv.Code]int{
 // internalMessage is all that a client learns of an error without a code: its text is for the log.
 const internalMessage = "the node met an error of its own; its log says more"
 
-// defaultRetryAfter is what a 429 or 503 asks for when the error names nothing: about the time of an election.
+// defaultRetryAfter is what a 429, 503 or 507 asks for when the error names nothing: about the time of an election.
 const defaultRetryAfter = time.Second
 
 // asError returns what a client is told about err.
@@ -117,7 +117,8 @@ func writeErrorStatus(w http.ResponseWriter, r *http.Request, status int, e *kv.
 // retryHeader says when to send the request again, where that will help.
 func retryHeader(h http.Header, status int, e *kv.Error) {
 	// A write whose outcome is unknown must be looked at before it is sent again, not after a delay.
-	retriable := status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests
+	retriable := status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests ||
+		status == http.StatusInsufficientStorage
 	if retriable && e.Code != kv.CodeOutcomeUnknown {
 		wait := e.RetryAfter
 		if wait <= 0 {

@@ -44,7 +44,13 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return New(Hooks{Serve: serve, Dev: dev}).Run(ctx, args, IO{In: stdin, Out: stdout, Err: stderr})
 }
 
-// serve runs one node until ctx ends.
+// maxRepairs is how often in a row a node is repaired without having served for repairedFor since: something else is wrong then.
+const (
+	maxRepairs  = 3
+	repairedFor = time.Minute
+)
+
+// serve runs one node until ctx ends, and repairs its files when they are found damaged.
 func serve(ctx context.Context, c config.Config, stdio IO) error {
 	opts := node.Options{
 		Role: string(c.Node.Role), Region: c.Node.Region, Name: c.Node.Name, DataDir: c.Node.DataDir,
@@ -66,6 +72,28 @@ func serve(ctx context.Context, c config.Config, stdio IO) error {
 			return err
 		}
 	}
+	for repairs := 0; ; repairs++ {
+		began := time.Now()
+		err := serveOnce(ctx, opts)
+		if time.Since(began) >= repairedFor {
+			repairs = 0
+		}
+		if !node.Damaged(err) || ctx.Err() != nil || repairs == maxRepairs {
+			return err
+		}
+		opts.Logger.Error("files of this node are damaged; what is damaged is copied from another voter", "error", err)
+		if err := node.Repair(ctx, opts); err != nil {
+			if ctx.Err() != nil {
+				return nil // it was told to stop; the next start goes on
+			}
+			return err
+		}
+		opts.Logger.Info("the damaged files are repaired; the node starts again")
+	}
+}
+
+// serveOnce runs the node until ctx ends, or it cannot go on.
+func serveOnce(ctx context.Context, opts node.Options) error {
 	failed := make(chan error, 1)
 	opts.Fatal = func(err error) {
 		select {
@@ -83,6 +111,9 @@ func serve(ctx context.Context, c config.Config, stdio IO) error {
 		case <-ctx.Done():
 			opts.Logger.Info("stopping")
 		case err = <-failed:
+			if node.Damaged(err) {
+				return halt(ctx, n, err)
+			}
 			// A node that cannot go on must not go on for as long as an orderly stop takes: its log may have lost what it was
 			// told to keep, or its disk may hang. The end of the process closes everything.
 			return err
@@ -91,6 +122,20 @@ func serve(ctx context.Context, c config.Config, stdio IO) error {
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	return errors.Join(err, n.Stop(stop))
+}
+
+// haltTimeout bounds the end of a node that is to be repaired.
+const haltTimeout = 10 * time.Second
+
+// halt ends a node whose files are damaged, and returns why. If it does not end, the process has to, and the error is no
+// longer one that says Damaged.
+func halt(ctx context.Context, n *node.Node, damage error) error {
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), haltTimeout)
+	defer cancel()
+	if err := n.Halt(stop); err != nil {
+		return fmt.Errorf("%v (the next start repairs it; this process has to end: %v)", damage, err)
+	}
+	return damage
 }
 
 // dev runs a whole mesh until ctx ends.

@@ -6,7 +6,8 @@
 //	                                                    ├─ kvmesh-rpc/1  ── Mux
 //	                                                    ├─ kvmesh-feed/1
 //	                                                    ├─ kvmesh-blob/1
-//	                                                    └─ kvmesh-backup/1
+//	                                                    ├─ kvmesh-backup/1
+//	                                                    └─ kvmesh-rescue/1 (voters and learners only)
 //
 // The first byte that the called side sends says whether the caller may go on (helloOK), and comes with its first answer,
 // so it costs no round trip. A refusal is an error with a reason instead of a lost connection.
@@ -19,4 +20,5 @@ const (
 	ALPNFeed   = "kvmesh-feed/1"
 	ALPNBlob   = "kvmesh-blob/1"
 	ALPNBackup = "kvmesh-backup/1"
+	ALPNRescue = "kvmesh-rescue/1"
 )
