@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"time"
 
 	"kvmesh/node/peer"
@@ -61,7 +62,11 @@ func (t *blobTransfer) answer(ctx context.Context, conn blobConn, kind byte, ref
 			if errors.Is(err, io.EOF) { // the upload was given up at its other end, most often with the client's request
 				return err
 			}
-			t.log.Warn("a large value could not be stored", "peer", conn.Peer().NodeID, "error", err)
+			level := slog.LevelWarn
+			if kv.CodeOf(err) == kv.CodeDiskFull { // the store has said so once, and every upload would say it again
+				level = slog.LevelDebug
+			}
+			t.log.Log(ctx, level, "a large value could not be stored", "peer", conn.Peer().NodeID, "error", err)
 			return errors.Join(err, conn.failure(err)) // the rest of it is on its way
 		}
 		conn.moving()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,6 +34,15 @@ func canary() string {
 // cage is the canaries by what they are.
 type cage map[string]string
 
+// nameCanary ends what a canary is that is a part of a key's name. Names may be read in the state, which is ordered by them,
+// and nowhere else.
+const nameCanary = ", name"
+
+// beyondState leaves out the files of the state.
+func beyondState(files []string) []string {
+	return slices.DeleteFunc(slices.Clone(files), func(file string) bool { return strings.Contains(file, "/store/state/") })
+}
+
 // write stores one value of a size with a canary at its start, in its middle and at its end, and one in its metadata.
 func (g cage) write(t *testing.T, c *nodetest.Client, ns, what string, size int) (target string, value []byte) {
 	t.Helper()
@@ -45,9 +55,9 @@ func (g cage) write(t *testing.T, c *nodetest.Client, ns, what string, size int)
 		copy(value[at:], text)
 		g[fmt.Sprintf("%s, value at byte %d", what, at)] = text
 	}
-	meta := canary()
-	g[what+", metadata"] = meta
-	target = "/v1/kv/" + ns + "/" + strings.ReplaceAll(what, " ", "-")
+	meta, name := canary(), canary()
+	g[what+", metadata"], g[what+nameCanary] = meta, name
+	target = "/v1/kv/" + ns + "/" + strings.ReplaceAll(what, " ", "-") + "/" + name
 	insist(t, c, http.MethodPut, target, value, "Kv-Metadata", `{"canary":"`+meta+`"}`)
 	nodetest.Eventually(t, visible, "read at the writer", func() error { return c.Sees(t.Context(), target, value) })
 	return target, value
@@ -67,8 +77,8 @@ func insist(t *testing.T, c *nodetest.Client, method, target string, body []byte
 	})
 }
 
-// TestCanaries searches everything that a mesh leaves on its disks for values and metadata. Key names may be read there,
-// until the log has a seal of its own.
+// TestCanaries searches everything that a mesh leaves on its disks for values and metadata, and everything but the state for
+// the names of keys.
 func TestCanaries(t *testing.T) {
 	bench(t)
 	dir := t.TempDir()
@@ -127,8 +137,21 @@ func TestCanaries(t *testing.T) {
 	}
 	found, searched := g.search(t, dir)
 	t.Logf("searched %d files for %d canaries", searched, len(g))
+	names := map[string]bool{} // the kinds of files, the state's apart, in which names were found
 	for what, text := range g {
 		where := found[text]
+		if strings.HasSuffix(what, nameCanary) {
+			if len(where) == 0 {
+				t.Errorf("%s was not found, though the state is ordered by names: the search is blind", what)
+			}
+			where = beyondState(where)
+			for _, file := range where {
+				names[kind(file)] = true
+			}
+			if inClear {
+				continue // what was written early has left the log
+			}
+		}
 		switch {
 		case !inClear && len(where) > 0:
 			t.Errorf("%s lies in clear in %q", what, where)
@@ -137,6 +160,9 @@ func TestCanaries(t *testing.T) {
 		}
 	}
 	if inClear {
+		if !names["raft.db"] {
+			t.Errorf("no name was found in any raft.db, though nothing was sealed: the search is blind there; found in %v", names)
+		}
 		seen := map[string]bool{} // the kinds of files in which the search found anything
 		for _, where := range found {
 			for _, file := range where {
