@@ -154,8 +154,9 @@ func (s *Store) watchSpace(ctx context.Context) {
 }
 
 // giveLeadershipAway hands leadership to a voter that has said after since that it has space, if there is one, and reports
-// whether it has tried. Otherwise this node goes on leading: for reads that needs no space. Disks that are full often are
-// one disk, hence since.
+// whether it has tried. Otherwise this node goes on leading: for reads that needs no space. With fewer voters left than a majority the
+// other one could not commit the entry with which it begins, and nobody could read what is current. Disks that are full often
+// are one disk, hence since.
 func (s *Store) giveLeadershipAway(ctx context.Context, since time.Duration) bool {
 	if _, self := s.Leader(); !self {
 		return false
@@ -163,15 +164,17 @@ func (s *Store) giveLeadershipAway(ctx context.Context, since time.Duration) boo
 	term, _ := s.leaderTerm()
 	var to raft.ServerID
 	var match uint64
-	for _, id := range s.voters() {
+	voters, roomy := s.voters(), 0
+	for _, id := range voters {
 		if info, fresh := s.members.after(s, string(id), since); string(id) == s.opts.NodeID || !fresh || info.DiskFull {
 			continue
 		}
+		roomy++
 		if a, ok := s.acks.of(term, id); ok && s.heard(a) && (to == "" || a.match > match) {
 			to, match = id, a.match
 		}
 	}
-	if to == "" {
+	if to == "" || roomy < len(voters)/2+1 {
 		return false
 	}
 	s.opts.Logger.Warn("handing leadership over, because the disk is full", "to", to)
