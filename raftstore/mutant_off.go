@@ -15,6 +15,7 @@ const (
 	mutKeepCut           = false
 	mutMixLineages       = false
 	mutRemoveBlindly     = false
+	mutKeepCovered       = false
 	mutNoticeBeyond      = false
 )
 

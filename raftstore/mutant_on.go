@@ -21,6 +21,7 @@ var (
 	mutKeepCut           = mutating("keep-cut")           // after its end was cut, the log does not wait for space
 	mutMixLineages       = mutating("mix-lineages")       // Raft speaks to logs of other generations
 	mutRemoveBlindly     = mutating("remove-blindly")     // a removal does not ask whether a quorum remains
+	mutKeepCovered       = mutating("keep-covered")       // the library sees requests about what a snapshot covers
 	mutNoticeBeyond      = mutating("notice-beyond")      // a notice commits what it does not bring
 )
 

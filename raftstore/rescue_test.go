@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -465,4 +468,87 @@ func TestLogIsMended(t *testing.T) {
 	c.stop("a")
 	c.open("a")
 	c.leader()
+}
+
+// A leader whose log is lost comes back behind a leader that thinks of it where it was when it died, before the snapshot
+// with which it comes back: that one must not go back entry by entry to find out where they agree.
+func TestRescuedLeader(t *testing.T) {
+	h := newHurt(t)
+	h.write(0, 20)
+	id := h.leader().opts.NodeID
+	h.stop(id)
+	if err := (&Damage{Dir: h.dirs[id], Log: true, Err: errors.New("test")}).note(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		h.insist(func(s *Store) error {
+			_, err := s.Propose(t.Context(), []command.Op{h.put(key(100+i), "v")})
+			return err
+		})
+		h.values[key(100+i)] = "v"
+	}
+	h.insist(func(s *Store) error { return h.rescue(id, h.from(s.opts.NodeID)) })
+	adapt, rejections := h.adapt, &countingHandler{text: "failed to get"} // what the library says when it cannot compare
+	h.adapt = func(id string, o *Options) {
+		adapt(id, o)
+		o.Logger = slog.New(rejections)
+	}
+	s := h.open(id)
+	h.write(20, 5)
+	if err := h.check(s); err != nil {
+		t.Error(err)
+	}
+	if n := rejections.n.Load(); n > 0 {
+		t.Errorf("%d requests of the leader were rejected", n)
+	}
+}
+
+// countingHandler counts the records that contain a text.
+type countingHandler struct {
+	slog.Handler
+	text string
+	n    atomic.Int64
+}
+
+func (*countingHandler) Enabled(context.Context, slog.Level) bool { return true }
+func (c *countingHandler) WithAttrs([]slog.Attr) slog.Handler     { return c }
+func (c *countingHandler) WithGroup(string) slog.Handler          { return c }
+
+func (c *countingHandler) Handle(_ context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, c.text) {
+		c.n.Add(1)
+	}
+	return nil
+}
+
+func TestUncovered(t *testing.T) {
+	entries := func(from, to uint64) (out []*raft.Log) {
+		for i := from; i <= to; i++ {
+			out = append(out, &raft.Log{Index: i, Term: 3})
+		}
+		return out
+	}
+	const covered = 10
+	for name, tc := range map[string]struct{ req, want raft.AppendEntriesRequest }{
+		"heartbeat":            {raft.AppendEntriesRequest{}, raft.AppendEntriesRequest{}},
+		"after it":             {raft.AppendEntriesRequest{PrevLogEntry: 12, PrevLogTerm: 3, Entries: entries(13, 14), LeaderCommitIndex: 20}, raft.AppendEntriesRequest{PrevLogEntry: 12, PrevLogTerm: 3, Entries: entries(13, 14), LeaderCommitIndex: 20}},
+		"right behind it":      {raft.AppendEntriesRequest{PrevLogEntry: 10, PrevLogTerm: 3, Entries: entries(11, 11)}, raft.AppendEntriesRequest{PrevLogEntry: 10, PrevLogTerm: 3, Entries: entries(11, 11)}},
+		"across its end":       {raft.AppendEntriesRequest{PrevLogEntry: 7, PrevLogTerm: 3, Entries: entries(8, 12), LeaderCommitIndex: 20}, raft.AppendEntriesRequest{Entries: entries(11, 12), LeaderCommitIndex: 12}},
+		"within it":            {raft.AppendEntriesRequest{PrevLogEntry: 4, PrevLogTerm: 3, Entries: entries(5, 9), LeaderCommitIndex: 20}, raft.AppendEntriesRequest{Entries: entries(1, 0), LeaderCommitIndex: 10}},
+		"up to its end":        {raft.AppendEntriesRequest{PrevLogEntry: 4, PrevLogTerm: 3, Entries: entries(5, 10), LeaderCommitIndex: 9}, raft.AppendEntriesRequest{Entries: entries(1, 0), LeaderCommitIndex: 9}},
+		"nothing but a commit": {raft.AppendEntriesRequest{PrevLogEntry: 4, PrevLogTerm: 3, LeaderCommitIndex: 20}, raft.AppendEntriesRequest{LeaderCommitIndex: 10}},
+		"from the beginning":   {raft.AppendEntriesRequest{Entries: entries(1, 12), LeaderCommitIndex: 12}, raft.AppendEntriesRequest{Entries: entries(11, 12), LeaderCommitIndex: 12}},
+	} {
+		before := len(tc.req.Entries)
+		got := uncovered(&tc.req, covered)
+		if len(tc.req.Entries) != before {
+			t.Errorf("%s: the request was changed", name)
+		}
+		if len(got.Entries) == 0 && len(tc.want.Entries) == 0 {
+			got.Entries, tc.want.Entries = nil, nil
+		}
+		if !reflect.DeepEqual(*got, tc.want) {
+			t.Errorf("%s: %+v, want %+v", name, *got, tc.want)
+		}
+	}
 }

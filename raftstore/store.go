@@ -213,11 +213,14 @@ func (s *Store) openRaft(undo *teardown) (err error) {
 		return !has, err
 	}
 	s.streams = newStreams(ctx, s.opts.Stream, s.opts.NodeID, s.lineages, s.dog.stalled, s.opts.Logger)
-	s.trans = &transport{acks: s.acks, mono: s.opts.Mono, sent: make(map[raft.ServerID]carried), NetworkTransport: raft.NewNetworkTransportWithConfig(
-		&raft.NetworkTransportConfig{
+	s.trans = &transport{
+		acks: s.acks, mono: s.opts.Mono, sent: make(map[raft.ServerID]carried),
+		snapshot: s.snaps.newestIndex, incoming: make(chan raft.RPC),
+		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Logger: logger, Stream: s.streams, Timeout: s.set.rpc,
 			MaxPool: 3 + maxNotices, MaxRPCsInFlight: 1, MsgpackUseNewTimeFormat: true,
-		})}
+		}),
+	}
 	undo.push(s.closeTransport)
 
 	if s.cache, err = raft.NewLogCache(logCacheEntries, s.log); err != nil {
@@ -241,6 +244,7 @@ func (s *Store) openRaft(undo *teardown) (err error) {
 	if s.metrics, err = newMetrics(s.opts.Metrics, s); err != nil {
 		return err
 	}
+	s.tasks.Go(func() { s.trans.runConsumer(ctx) })
 	s.tasks.Go(func() { s.combiner.run(ctx) })
 	s.tasks.Go(func() { s.notices.run(ctx) })
 	s.tasks.Go(func() { s.watchLeadership(ctx) })

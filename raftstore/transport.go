@@ -151,12 +151,15 @@ func (t *trackedConn) Close() error {
 	return t.Conn.Close()
 }
 
-// transport is the library's, with two additions: it notes when a request that was answered with success had been sent
-// (see acks), and it bounds requests by bytes.
+// transport is the library's, with three additions: it notes when a request that was answered with success had been sent
+// (see acks), it bounds requests by bytes, and it takes out of others' requests what the library cannot compare (see
+// uncovered).
 type transport struct {
 	*raft.NetworkTransport
-	acks *acks
-	mono func() time.Duration
+	acks     *acks
+	mono     func() time.Duration
+	snapshot func() uint64 // index of this member's newest snapshot
+	incoming chan raft.RPC // what others ask of this member
 
 	mu   sync.Mutex                // guards sent
 	sent map[raft.ServerID]carried // what the library has told each member
