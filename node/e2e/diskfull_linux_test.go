@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"kvmesh/node/nodetest"
 	"kvmesh/raftstore/kv"
@@ -157,45 +156,27 @@ func disk(t *testing.T, n *nodetest.Proc) {
 	})
 }
 
-// fill takes all space on a voter's disk, again and again, and returns what gives it back.
+// fill takes all space on a voter's disk, and returns what gives it back.
 func fill(t *testing.T, n *nodetest.Proc) (free func()) {
 	t.Helper()
 	f, err := os.OpenFile(filepath.Join(n.DataDir, "filler"), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
-	done, stopped := make(chan struct{}), make(chan error, 1)
-	go func() { // ends with done
-		at := int64(0)
-		for step := int64(16 << 20); ; {
-			select {
-			case <-done:
-				stopped <- nil
-				return
-			default:
-			}
-			err := syscall.Fallocate(int(f.Fd()), 0, at, step)
-			switch {
-			case err == nil:
-				at += step
-			case errors.Is(err, syscall.EINTR):
-			case !errors.Is(err, syscall.ENOSPC):
-				stopped <- err
-				return
-			case step > 4096:
-				step /= 2
-			default: // what the node gives up is taken, too
-				select {
-				case <-done:
-				case <-time.After(nodetest.Pause):
-				}
-			}
+	at := int64(0)
+	for step := int64(16 << 20); step >= 4096; {
+		switch err := syscall.Fallocate(int(f.Fd()), 0, at, step); {
+		case err == nil:
+			at += step
+		case errors.Is(err, syscall.ENOSPC):
+			step /= 2
+		case !errors.Is(err, syscall.EINTR):
+			t.Fatal(err)
 		}
-	}()
+	}
 	return func() {
 		t.Helper()
-		close(done)
-		if err := errors.Join(<-stopped, f.Close(), os.Remove(f.Name())); err != nil {
+		if err := errors.Join(f.Close(), os.Remove(f.Name())); err != nil {
 			t.Fatal(err)
 		}
 	}
