@@ -140,8 +140,9 @@ func TestCanaries(t *testing.T) {
 	names := map[string]bool{} // the kinds of files, the state's apart, in which names were found
 	for what, text := range g {
 		where := found[text]
+		mayBeGone := strings.Contains(what, " deleted ") // the state drops what was in a deleted namespace, and the log is cut
 		if strings.HasSuffix(what, nameCanary) {
-			if len(where) == 0 {
+			if len(where) == 0 && !mayBeGone {
 				t.Errorf("%s was not found, though the state is ordered by names: the search is blind", what)
 			}
 			where = beyondState(where)
@@ -155,7 +156,7 @@ func TestCanaries(t *testing.T) {
 		switch {
 		case !inClear && len(where) > 0:
 			t.Errorf("%s lies in clear in %q", what, where)
-		case inClear && len(where) == 0:
+		case inClear && len(where) == 0 && !mayBeGone:
 			t.Errorf("%s was not found, though nothing was sealed: the search is blind", what)
 		}
 	}
