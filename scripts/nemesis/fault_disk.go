@@ -17,6 +17,13 @@ import (
 // diskBytes is the size of a voter's own disk, where one can be mounted.
 const diskBytes = 512 << 20
 
+// hang is how long each sync of a disk that hangs takes: much longer than a node may wait for one. strace holds a process
+// whose thread it delays, so it takes as long until a node that has ended can be seen to have.
+const hang = 15 * time.Second
+
+// hangLimit is how soon the leader has to end: raftstore's watchdog does it after 8 s.
+const hangLimit = 10 * time.Second
+
 // diskFaults make the disk of a voter fail, wait, or fill up.
 func diskFaults() []fault {
 	return []fault{
@@ -36,7 +43,7 @@ func diskFaults() []fault {
 			if err != nil {
 				return "", err
 			}
-			return w.endsOn(ctx, n, "delay_enter=60s", 20*time.Second)
+			return w.endsOn(ctx, n, "delay_enter="+hang.String(), hangLimit)
 		}},
 		{name: "disk full", family: "disk", inject: diskFull},
 	}
@@ -72,6 +79,9 @@ func (w *world) endsOn(ctx context.Context, n *node, inject string, within time.
 	first, ok := t.first()
 	if !ok {
 		return n.name, fmt.Errorf("%s ended, but no sync had been made to fail", n.name)
+	}
+	if ended, ok := t.ended(); ok && ended.Before(at) {
+		at = ended
 	}
 	what := fmt.Sprintf("%s ended %v after the first", n.name, at.Sub(first).Round(time.Millisecond))
 	if at.Sub(first) > within {
@@ -173,6 +183,20 @@ func disks(dir string) func(name string) (string, error) {
 		at := filepath.Join(dir, "disk-"+name)
 		return at, mountDisk(at)
 	}
+}
+
+// unmountDisks takes away the disks of the meshes below dir.
+func unmountDisks(dir string) error {
+	disks, err := filepath.Glob(filepath.Join(dir, "*", "disk-*"))
+	if err != nil {
+		return err
+	}
+	for _, at := range disks {
+		if err := syscall.Unmount(at, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) { // the latter is no disk
+			return err
+		}
+	}
+	return nil
 }
 
 func mountDisk(at string) error {

@@ -79,7 +79,7 @@ func runAll(ctx context.Context, o options, net network) (err error) {
 		}
 		defer func() {
 			if err == nil {
-				err = os.RemoveAll(dir)
+				err = errors.Join(unmountDisks(dir), os.RemoveAll(dir))
 			} else {
 				fmt.Fprintln(os.Stderr, "nemesis: data and logs are kept in", dir)
 			}

@@ -98,22 +98,50 @@ func (t *tracer) stop() error {
 	return err
 }
 
-// first is when the first call was made to fail or wait; false when none was.
-func (t *tracer) first() (time.Time, bool) {
+// first is when the first call was made to fail or wait; false when none was. A call that waited until its process had ended
+// has no result, and is not marked.
+func (t *tracer) first() (at time.Time, ok bool) {
+	begun := make(map[string]time.Time) // calls under way, by thread
+	err := t.lines(func(thread string, when time.Time, rest string) bool {
+		switch {
+		case strings.Contains(rest, "(INJECTED)"), strings.Contains(rest, "(DELAYED)"):
+			at, ok = when, true
+		case strings.HasSuffix(rest, "<unfinished ...>"):
+			begun[thread] = when
+		case strings.HasSuffix(rest, "resumed>) = ?"):
+			at, ok = begun[thread]
+		}
+		return !ok
+	})
+	return at, ok && err == nil
+}
+
+// ended is when the process ended, which shows later where a thread of it is held.
+func (t *tracer) ended() (at time.Time, ok bool) {
+	err := t.lines(func(_ string, when time.Time, rest string) bool {
+		at, ok = when, strings.HasPrefix(rest, "+++ exited") || strings.HasPrefix(rest, "+++ killed")
+		return !ok
+	})
+	return at, ok && err == nil
+}
+
+// lines calls fn with what strace has written, until it returns false.
+func (t *tracer) lines(fn func(thread string, when time.Time, rest string) bool) (err error) {
 	f, err := os.Open(t.out)
 	if err != nil {
-		return time.Time{}, false
+		return err
 	}
-	defer func() { _ = f.Close() }() // read only
-	for s := bufio.NewScanner(f); s.Scan(); {
-		line := s.Text()
-		fields := strings.Fields(line)
-		if len(fields) < 2 || !strings.Contains(line, "(INJECTED)") && !strings.Contains(line, "(DELAYED)") {
+	defer func() { err = errors.Join(err, f.Close()) }()
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		fields := strings.SplitN(s.Text(), " ", 3)
+		if len(fields) < 3 {
 			continue
 		}
-		if at, err := strconv.ParseFloat(fields[1], 64); err == nil {
-			return time.UnixMicro(int64(at * 1e6)), true
+		at, err := strconv.ParseFloat(strings.TrimSpace(fields[1]), 64)
+		if err == nil && !fn(fields[0], time.UnixMicro(int64(at*1e6)), fields[2]) {
+			return nil
 		}
 	}
-	return time.Time{}, false
+	return s.Err()
 }
