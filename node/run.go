@@ -168,6 +168,14 @@ func (n *Node) Stop(ctx context.Context) error {
 	return n.undo.run(ctx)
 }
 
+// Abort gives up the ports, and waits for nothing, so that nobody turns to a node whose process is about to end: one that
+// has a thread in a disk that hangs keeps its sockets open until that comes back.
+func (n *Node) Abort() {
+	_ = n.http.Close() // the process ends
+	_ = n.admin.Close()
+	n.peers.Abort()
+}
+
 // Halt ends a node that must not serve any more: clients are cut off, and nothing is handed over.
 func (n *Node) Halt(ctx context.Context) error {
 	n.opts.Drain = 0

@@ -116,6 +116,7 @@ func serveOnce(ctx context.Context, opts node.Options) error {
 			}
 			// A node that cannot go on must not go on for as long as an orderly stop takes: its log may have lost what it was
 			// told to keep, or its disk may hang. The end of the process closes everything.
+			n.Abort()
 			return err
 		}
 	}

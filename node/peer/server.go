@@ -284,6 +284,13 @@ func (s *Server) Close(ctx context.Context) error {
 	return err
 }
 
+// Abort stops accepting and cuts the connections, and waits for nobody.
+func (s *Server) Abort() {
+	s.markDrain()
+	_ = s.ln.Close() // whatever it says, the port is of no more use
+	s.cut()
+}
+
 // warn logs a warning that the outside can cause, at most one every warnEvery.
 func (s *Server) warn(msg string, args ...any) {
 	s.mu.Lock()
