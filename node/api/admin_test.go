@@ -60,7 +60,7 @@ func TestEveryCodeHasAStatus(t *testing.T) {
 		if w.Code != status || status < 400 {
 			t.Errorf("%s: %d", code, w.Code)
 		}
-		retry := (status == 503 || status == 429) && code != kv.CodeOutcomeUnknown
+		retry := (status == 503 || status == 429 || status == 507) && code != kv.CodeOutcomeUnknown
 		if got := w.Header().Get("Retry-After") != ""; got != retry {
 			t.Errorf("%s: Retry-After %v, want %v", code, got, retry)
 		}
