@@ -67,6 +67,8 @@ func told(err error) (status int, text string) {
 	e := api.Told(err)
 	status, ok := statuses[e.Code]
 	switch {
+	case mutLostNamespace && e.Code == kv.CodeNamespaceNotFound:
+		return http.StatusNotFound, e.Message
 	case !ok:
 		status = http.StatusInternalServerError
 	case status == http.StatusNotFound:
@@ -109,6 +111,9 @@ func drain(r *http.Request) (n int64, whole bool) {
 	// Who waits for 100 has not sent it, and reading would ask for it.
 	if r.ContentLength > maxDrain || r.Header.Get("Expect") != "" {
 		return 0, false
+	}
+	if mutNoDrain {
+		return 0, true
 	}
 	n, err := io.CopyN(io.Discard, r.Body, maxDrain)
 	return n, err == io.EOF

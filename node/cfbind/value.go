@@ -28,6 +28,9 @@ func (h *Handler) get(c *call) error {
 	if problem != nil {
 		return refuse(problem)
 	}
+	if mutNoAgeLimit {
+		ttl = cfkv.DefaultCacheTTL
+	}
 	req := api.GetRequest{Key: key, CacheTTL: ttl}
 	if req.Consistency, err = api.Demands(c.Request()); err != nil {
 		return err
