@@ -1,5 +1,6 @@
 // Every method, type and option of a Worker's KV binding, and every error that the server can give it, against a mesh. Each
-// case is named; GET / runs them all and answers {"passed": n, "failed": [{"name", "error"}], "cases": [names]}.
+// case is named; GET / runs them all and answers {"passed": n, "failed": [{"name", "error"}], "cases": [names]}, and with ?only=TEXT
+// those whose name has it. The namespace "workerd-client" has to exist, and "no such namespace" must not.
 
 const cases = [];
 const test = (name, run) => cases.push({ name, run });
