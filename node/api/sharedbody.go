@@ -21,10 +21,6 @@ func NewValueBody(r io.Reader, size int64, touch func()) *ValueBody {
 // been read to its end, CodeOutcomeUnknown for an error without a code.
 func (b *valueBody) Explain(err error) error { return b.explain(err) }
 
-// Told returns what a client is told of err: its *kv.Error, or one of CodeInternal or CodeDeadlineExceeded for an error
-// without a code, whose text is for the log.
-func Told(err error) *kv.Error { return asError(err) }
-
 // ValidateNamespaceRef checks a name that may be a namespace's id or its title.
 func ValidateNamespaceRef(ref string) error { return validateRef(ref) }
 

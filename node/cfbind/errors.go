@@ -64,7 +64,7 @@ func told(err error) (status int, text string) {
 	if errors.As(err, &p) {
 		return p.Status, p.Text
 	}
-	e := api.Told(err)
+	e := api.AsError(err)
 	status, ok := statuses[e.Code]
 	switch {
 	case mutLostNamespace && e.Code == kv.CodeNamespaceNotFound:
@@ -90,7 +90,7 @@ func answerError(w http.ResponseWriter, r *http.Request, err error) {
 	if status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", "Bearer")
 	}
-	api.RetryHeader(h, status, api.Told(err))
+	api.RetryHeader(h, status, api.AsError(err))
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
