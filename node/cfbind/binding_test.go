@@ -171,7 +171,7 @@ func TestStatuses(t *testing.T) {
 		}
 		wantLine(t, a, want)
 		retry := ""
-		if (status == 429 || status == 503) && code != kv.CodeOutcomeUnknown {
+		if (status == 429 || status == 503 || status == 507) && code != kv.CodeOutcomeUnknown {
 			retry = "3"
 		}
 		if got := a.header.Get("Retry-After"); got != retry {

@@ -204,7 +204,7 @@ func answerError(w http.ResponseWriter, r *http.Request, err error) {
 		// The SDKs send a request again after any 5xx. A write whose outcome is unknown must be looked at first.
 		h.Set("X-Should-Retry", "false")
 	default:
-		if e.status == http.StatusServiceUnavailable || e.status == http.StatusTooManyRequests {
+		if e.status == http.StatusServiceUnavailable || e.status == http.StatusTooManyRequests || e.status == http.StatusInsufficientStorage {
 			wait := max(e.cause.RetryAfter, time.Second)
 			h.Set("Retry-After", strconv.FormatInt(int64((wait+time.Second-1)/time.Second), 10))
 		}
