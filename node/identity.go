@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,7 +21,7 @@ import (
 //
 //	lock       flock'ed while the process runs
 //	node-id    the UUID of the node, made at the first start
-//	cluster    the cluster id, once the node has joined a mesh
+//	cluster    the cluster id, once the node has joined a mesh, and its CRC-32C: with another id it would find nobody
 //	key-check  the node id again, sealed by the mesh key's KEK: a start with another key is refused before it does harm, and
 //	           so is one under an id that the directory was not made with, because a bit of it has flipped for example
 //	member     written once a voter or learner is a member of the central store
@@ -65,8 +66,9 @@ func (id *identity) load(kek *seal.KEK) error {
 	text, err := id.read("cluster")
 	switch {
 	case err == nil:
-		if id.cluster, err = kv.ParseClusterID(text); err != nil {
-			return fmt.Errorf("%s: %w", filepath.Join(id.dir, "cluster"), err)
+		if id.cluster, err = parseClusterFile(text); err != nil {
+			return fmt.Errorf("%s: %w; restore it from a copy, or move the whole data directory aside and start again: it joins as a new node",
+				filepath.Join(id.dir, "cluster"), err)
 		}
 	case !errors.Is(err, os.ErrNotExist):
 		return err
@@ -190,11 +192,26 @@ func (id *identity) setCluster(c kv.ClusterID) error {
 		return fmt.Errorf("the data directory %s belongs to mesh %s, but the nodes found by --join are of mesh %s; correct --join, or give this mesh an empty --data-dir",
 			id.dir, id.cluster, c)
 	}
-	if err := id.write("cluster", []byte(c.String()+"\n")); err != nil {
+	if err := id.write("cluster", []byte(clusterFile(c))); err != nil {
 		return err
 	}
 	id.cluster = c
 	return nil
+}
+
+// clusterFile is what the file cluster holds.
+func clusterFile(c kv.ClusterID) string {
+	return fmt.Sprintf("%s %08x\n", c, crc32.Checksum([]byte(c.String()), crc32.MakeTable(crc32.Castagnoli)))
+}
+
+// parseClusterFile is the inverse of clusterFile, without the white space around it.
+func parseClusterFile(text string) (kv.ClusterID, error) {
+	hexed, _, _ := strings.Cut(text, " ")
+	c, err := kv.ParseClusterID(hexed)
+	if err != nil || text != strings.TrimSpace(clusterFile(c)) {
+		return kv.ClusterID{}, fmt.Errorf("the file is damaged, it holds %q", text)
+	}
+	return c, nil
 }
 
 func (id *identity) read(name string) (string, error) {

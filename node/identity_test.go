@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"kvmesh/raftstore/kv"
 	"kvmesh/raftstore/seal"
 )
 
@@ -104,5 +105,24 @@ func put(t *testing.T, dir, name, text string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestClusterFile: with another cluster id than its own a node would find nobody, so a file in which any bit has flipped is
+// refused.
+func TestClusterFile(t *testing.T) {
+	c := kv.NewClusterID()
+	text := clusterFile(c)
+	if got, err := parseClusterFile(strings.TrimSpace(text)); err != nil || got != c {
+		t.Fatalf("%v, %v", got, err)
+	}
+	for i := range 8 * (len(text) - 1) {
+		b := []byte(text)
+		b[i/8] ^= 1 << (i % 8)
+		if got, err := parseClusterFile(strings.TrimSpace(string(b))); err == nil && got != c {
+			t.Errorf("%q was taken for %v", b, got)
+		} else if err == nil {
+			t.Errorf("%q was taken", b)
+		}
 	}
 }
