@@ -35,7 +35,7 @@ func (t *blobTransfer) put(ctx context.Context, ns kv.NamespaceID, id kv.BlobID,
 	for _, l := range lanes {
 		l.finish(total, err)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errTooFewLanes) {
 		return err
 	}
 	var failures []error
@@ -72,6 +72,9 @@ func blobQuorumError(good, quorum, of int, failures []error) error {
 	}
 }
 
+// errTooFewLanes says that too few voters take a value; why, their lanes know.
+var errTooFewLanes = errors.New("too few voters take the value")
+
 // feedLanes reads the blob once and hands every chunk to all living lanes.
 func (t *blobTransfer) feedLanes(ctx context.Context, r io.Reader, lanes []*blobLane, quorum int) (int64, error) {
 	var total int64
@@ -87,10 +90,7 @@ func (t *blobTransfer) feedLanes(ctx context.Context, r io.Reader, lanes []*blob
 			chunk.fill(n)
 			living, ferr := handOut(ctx, chunk, lanes)
 			if ferr == nil && living < quorum {
-				ferr = &kv.Error{
-					Code: kv.CodeNoQuorum, RetryAfter: time.Second,
-					Message: fmt.Sprintf("only %d of %d voters take the value, %d are needed; retry", living, len(lanes), quorum),
-				}
+				ferr = errTooFewLanes
 			}
 			if ferr != nil {
 				chunk.release()
