@@ -67,7 +67,7 @@ func (t *blobTransfer) answer(ctx context.Context, conn blobConn, kind byte, ref
 				level = slog.LevelDebug
 			}
 			t.log.Log(ctx, level, "a large value could not be stored", "peer", conn.Peer().NodeID, "error", err)
-			return errors.Join(err, conn.failure(err)) // the rest of it is on its way
+			return errors.Join(err, conn.refuse(err))
 		}
 		conn.moving()
 		return peer.WriteFrame(conn, wire.BlobDone, nil)
@@ -87,6 +87,22 @@ func (t *blobTransfer) answer(ctx context.Context, conn blobConn, kind byte, ref
 	default:
 		return conn.failure(fmt.Errorf("frame type %d", kind))
 	}
+}
+
+// blobRefusal is how long what follows a refusal is read, so that the refusal is read too.
+const blobRefusal = 5 * time.Second
+
+// refuse tells why a blob is not stored, and reads what of it is on its way: a connection that is closed with bytes unread
+// is reset, and the other side would learn no more than that.
+func (c blobConn) refuse(why error) error {
+	if err := c.failure(why); err != nil {
+		return err
+	}
+	if err := c.SetReadDeadline(time.Now().Add(blobRefusal)); err != nil {
+		return err
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(c, 2*maxSealedBlob)) // until the other side hangs up
+	return nil
 }
 
 // receive stores the blob that follows.
