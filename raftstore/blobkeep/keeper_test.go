@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,15 +50,18 @@ type voter struct {
 	peers   *peers
 	reg     *prometheus.Registry
 	index   uint64
-	mesh    int64 // mesh time, ms
-	term    uint64
-	current bool
+	mesh    atomic.Int64 // mesh time, ms
+	term    atomic.Uint64
+	current atomic.Bool
 	stop    context.CancelFunc
 	done    sync.WaitGroup
 }
 
 func newVoter(t *testing.T, p *peers) *voter {
-	v := &voter{t: t, disk: vfs.NewMem(), peers: p, mesh: 1_000_000, term: 1, current: true}
+	v := &voter{t: t, disk: vfs.NewMem(), peers: p}
+	v.mesh.Store(1_000_000)
+	v.term.Store(1)
+	v.current.Store(true)
 	v.open()
 	t.Cleanup(v.end) // also when the test has failed in its middle
 	v.apply(command.Op{Kind: command.KindInit, Cluster: kv.ClusterID{1}, Epoch: kv.Epoch{1}, Namespace: ns, Title: "default"})
@@ -73,8 +77,8 @@ func (v *voter) open() {
 	}
 	v.reg = prometheus.NewRegistry()
 	v.keeper, err = New(Options{
-		Store: v.store, Peers: v.peers, MeshNow: func() int64 { return v.mesh }, Term: func() uint64 { return v.term },
-		Current: func() bool { return v.current }, Metrics: v.reg,
+		Store: v.store, Peers: v.peers, MeshNow: v.mesh.Load, Term: v.term.Load,
+		Current: v.current.Load, Metrics: v.reg,
 	})
 	if err != nil {
 		v.t.Fatal(err)
@@ -106,7 +110,7 @@ func (v *voter) end() {
 func (v *voter) apply(ops ...command.Op) {
 	v.t.Helper()
 	v.index++
-	_, err := v.st.Apply([]state.Entry{{Index: v.index, Term: v.term, Batch: command.Batch{MeshTime: v.mesh, Ops: ops}}})
+	_, err := v.st.Apply([]state.Entry{{Index: v.index, Term: v.term.Load(), Batch: command.Batch{MeshTime: v.mesh.Load(), Ops: ops}}})
 	if err != nil {
 		v.t.Fatal(err)
 	}
@@ -250,6 +254,13 @@ func (p *peers) log() []string {
 	return slices.Clone(p.asked)
 }
 
+// opened is when each fetch began.
+func (p *peers) opened() []time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.times)
+}
+
 func (p *peers) Open(ctx context.Context, name string, r blob.Ref) (Transfer, error) {
 	p.mu.Lock()
 	from := p.all[slices.IndexFunc(p.all, func(v *peer) bool { return v.name == name })]
@@ -391,9 +402,9 @@ func TestCommits(t *testing.T) {
 		v.missing("nobody has it", 1)
 		v.apply(del(5))
 		v.missing("it is not needed any more", 0)
-		asked := len(p.times)
+		asked := len(p.opened())
 		time.Sleep(10 * time.Minute)
-		if len(p.times) != asked {
+		if len(p.opened()) != asked {
 			t.Error("still being asked for")
 		}
 	})
@@ -464,11 +475,12 @@ func TestRetries(t *testing.T) {
 		v.run()
 		v.apply(put(1))
 		time.Sleep(time.Hour)
-		if n := len(p.times); n < int(time.Hour/(2*lastPause)) || n > int(2*time.Hour/lastPause) {
+		times := p.opened()
+		if n := len(times); n < int(time.Hour/(2*lastPause)) || n > int(2*time.Hour/lastPause) {
 			t.Errorf("asked %d times in an hour", n)
 		}
 		for i := 1; i < 5; i++ {
-			if gap := p.times[i].Sub(p.times[i-1]); gap < firstPause/2 || gap > firstPause<<i {
+			if gap := times[i].Sub(times[i-1]); gap < firstPause/2 || gap > firstPause<<i {
 				t.Errorf("pause %d was %v", i, gap)
 			}
 		}
@@ -487,8 +499,8 @@ func TestRetries(t *testing.T) {
 		}
 		v.apply(ops[1:]...)
 		time.Sleep(500 * time.Millisecond)
-		if len(p.times) != parallel {
-			t.Errorf("%d fetches at once", len(p.times))
+		if len(p.opened()) != parallel {
+			t.Errorf("%d fetches at once", len(p.opened()))
 		}
 		v.missing("on their way", 18)
 		time.Sleep(10 * time.Second)

@@ -12,7 +12,7 @@ import (
 
 // later lets both clocks go on: the voter's own, and mesh time.
 func (v *voter) later(d time.Duration) {
-	v.mesh += d.Milliseconds()
+	v.mesh.Add(d.Milliseconds())
 	time.Sleep(d)
 	synctest.Wait()
 }
@@ -33,7 +33,7 @@ func TestSweepReleased(t *testing.T) {
 		replaced.Blob = id(9)
 		store(t, v.store, 9)
 		expired := put(5)
-		expired.Expiry = v.mesh/1000 - 1
+		expired.Expiry = v.mesh.Load()/1000 - 1
 		v.apply(replaced, del(2), command.Op{Kind: command.KindPut, Namespace: ns, Key: "key3", Value: []byte("v"), Size: 1}, expired,
 			command.Op{Kind: command.KindSweep, Limit: 10})
 		v.later(grace - time.Minute)
@@ -104,7 +104,7 @@ func TestSweepUnnamed(t *testing.T) {
 
 		store(t, v.store, 3)
 		v.later(50 * time.Minute)
-		v.term = 2 // a new leader, which has committed nothing yet
+		v.term.Store(2) // a new leader, which has committed nothing yet
 		v.later(2 * time.Hour)
 		v.check("no entry of the new term", 2, 3)
 		entry()
@@ -114,11 +114,11 @@ func TestSweepUnnamed(t *testing.T) {
 		v.check("an hour after the first entry of the term", 2)
 
 		store(t, v.store, 4)
-		v.current = false
+		v.current.Store(false)
 		v.later(5 * time.Hour)
 		v.check("cut off", 2, 4)
 		v.apply(put(4)) // what it had not heard of
-		v.current = true
+		v.current.Store(true)
 		v.later(2 * time.Hour)
 		v.check("back again", 2, 4)
 
