@@ -138,7 +138,9 @@ func TestLargeAtOnce(t *testing.T) {
 			do   func(i int) error
 		}{
 			{"PUTs", func(i int) error { return putLarge(ctx, via[i%len(via)], target(i), byte(i)) }},
-			{"GETs", func(i int) error { return seesLarge(ctx, via[(i+1)%len(via)], target(i), byte(i)) }},
+			{"GETs", func(i int) error {
+				return seesLarge(ctx, via[(i+1)%len(via)], target(i)+"?consistency=strong", byte(i))
+			}},
 		} {
 			watch := watchMemory(t, p.All)
 			var wg sync.WaitGroup
