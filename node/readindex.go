@@ -29,7 +29,7 @@ type readIndex struct {
 
 	mu     sync.Mutex  // guards what follows
 	next   *indexRound // not sent yet
-	sent   *indexRound // the one sent last
+	sent   *indexRound // the one sent last, which nobody may join (mutant_on.go does)
 	flying int
 }
 
