@@ -23,14 +23,14 @@ type network struct {
 	mu    sync.Mutex // guards all below
 	nodes map[string]*endpoint
 	cut   map[string]bool
-	held  map[[3]string]chan struct{} // {speaker, listener, who opened the connection}
+	held  map[[3]string]*dam // {speaker, listener, who opened the connection}
 	conns map[*link]struct{}
 }
 
 func newNetwork() *network {
 	return &network{
 		nodes: make(map[string]*endpoint), cut: make(map[string]bool),
-		held: make(map[[3]string]chan struct{}), conns: make(map[*link]struct{}),
+		held: make(map[[3]string]*dam), conns: make(map[*link]struct{}),
 	}
 }
 
@@ -97,11 +97,15 @@ type link struct {
 
 func (l *link) Write(p []byte) (int, error) {
 	l.n.mu.Lock()
-	held := l.n.held[[3]string{l.speaker, l.listener, l.dialer}]
+	var turn chan struct{}
+	if held := l.n.held[[3]string{l.speaker, l.listener, l.dialer}]; held != nil && l.greeted.Load() {
+		turn = make(chan struct{})
+		held.turns = append(held.turns, turn)
+	}
 	l.n.mu.Unlock()
-	if held != nil && l.greeted.Load() {
+	if turn != nil {
 		select {
-		case <-held:
+		case <-turn:
 		case <-l.closed:
 		}
 	}
@@ -141,18 +145,28 @@ func (n *network) join(id string) {
 	delete(n.cut, id)
 }
 
-// hold keeps back what speaker says to listener on connections that dialer has opened, until release is called.
+// dam holds what is said in one direction.
+type dam struct {
+	turns []chan struct{} // of the writes that wait, the oldest first; guarded by the network's lock
+}
+
+// hold keeps back what speaker says to listener on connections that dialer has opened, until release is called. Then it
+// arrives in the order in which it was said, each word only when the one before has had its whole effect.
 func (n *network) hold(speaker, listener, dialer string) (release func()) {
 	link := [3]string{speaker, listener, dialer}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	ch := make(chan struct{})
-	n.held[link] = ch
+	held := new(dam)
+	n.held[link] = held
 	return func() {
 		n.mu.Lock()
-		defer n.mu.Unlock()
 		delete(n.held, link)
-		close(ch)
+		turns := held.turns
+		n.mu.Unlock()
+		for _, turn := range turns {
+			close(turn)
+			synctest.Wait()
+		}
 	}
 }
 

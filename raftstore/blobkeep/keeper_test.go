@@ -356,8 +356,11 @@ func TestReports(t *testing.T) {
 		for range 3 * maxReports {
 			v.keeper.Report(ns, kv.NewBlobID(), false)
 		}
-		if n := len(v.keeper.reports); n > maxReports {
-			t.Errorf("%d reports wait", n)
+		v.keeper.mu.Lock()
+		waiting := len(v.keeper.reports)
+		v.keeper.mu.Unlock()
+		if waiting > maxReports {
+			t.Errorf("%d reports wait", waiting)
 		}
 		synctest.Wait()
 	})
