@@ -99,17 +99,19 @@ func (t *tracer) stop() error {
 }
 
 // first is when the first call was made to fail or wait; false when none was. A call that waited until its process had ended
-// has no result, and is not marked.
+// has no result ("?"), and is not marked.
 func (t *tracer) first() (at time.Time, ok bool) {
-	begun := make(map[string]time.Time) // calls under way, by thread
+	begun := make(map[string]time.Time) // calls under way whose line another thread's has interrupted, by thread
 	err := t.lines(func(thread string, when time.Time, rest string) bool {
 		switch {
 		case strings.Contains(rest, "(INJECTED)"), strings.Contains(rest, "(DELAYED)"):
 			at, ok = when, true
 		case strings.HasSuffix(rest, "<unfinished ...>"):
 			begun[thread] = when
-		case strings.HasSuffix(rest, "resumed>) = ?"):
-			at, ok = begun[thread]
+		case strings.HasSuffix(rest, "= ?"):
+			if at, ok = begun[thread]; !ok {
+				at, ok = when, true
+			}
 		}
 		return !ok
 	})
