@@ -24,6 +24,8 @@ import (
 const (
 	// stopTimeout bounds an orderly end; a second signal ends the process at once.
 	stopTimeout = 20 * time.Second
+	// stopGrace is how much longer a node may take whose orderly end has run out of time.
+	stopGrace = 5 * time.Second
 	// drainTime is how long a node that was told to stop says so on /readyz and serves all the same. Load balancers look
 	// every second or so.
 	drainTime = 2 * time.Second
@@ -120,9 +122,28 @@ func serveOnce(ctx context.Context, opts node.Options) error {
 			return err
 		}
 	}
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	return errors.Join(err, stop(ctx, n.Stop, failed))
+}
+
+// stop has a node end in order, or says why it could not be: then its process has to end, which closes everything.
+func stop(ctx context.Context, orderly func(context.Context) error, failed <-chan error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
-	return errors.Join(err, n.Stop(stop))
+	stopped := make(chan error, 1)
+	go func() { stopped <- orderly(ctx) }()
+	select {
+	case err := <-stopped:
+		return err
+	case err := <-failed:
+		return fmt.Errorf("while it stopped: %w", err)
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-stopped:
+		return err
+	case <-time.After(stopGrace): // files are closed without a deadline, and their disk may hang
+		return fmt.Errorf("it has not stopped in %v; its disk may hang", stopTimeout+stopGrace)
+	}
 }
 
 // haltTimeout bounds the end of a node that is to be repaired.
