@@ -136,6 +136,13 @@ func (h *hints) first(payload []byte) bool {
 	return !old
 }
 
+// dropFirst forgets the n oldest. It does not move the others, which would cost more than a hint is worth; append does when
+// it runs out of room.
+func dropFirst(qs []queued, n int) []queued {
+	clear(qs[:n])
+	return qs[n:]
+}
+
 // enqueue makes a hint wait for memberlist to take it, and for the next state exchanges.
 func (h *hints) enqueue(x hint, now time.Time) {
 	q := queued{frame: appendHint([]byte{hintVersion}, x.hops, x.payload), at: now}
@@ -143,7 +150,7 @@ func (h *hints) enqueue(x hint, now time.Time) {
 	defer h.mu.Unlock()
 	h.recent = append(h.recent, q)
 	if over := len(h.recent) - maxRecent; over > 0 {
-		h.recent = slices.Delete(h.recent, 0, over)
+		h.recent = dropFirst(h.recent, over)
 	}
 	h.queue = append(h.queue, q)
 	h.bytes += len(q.frame)
@@ -153,7 +160,7 @@ func (h *hints) enqueue(x hint, now time.Time) {
 		drop++
 	}
 	if drop > 0 {
-		h.queue = slices.Delete(h.queue, 0, drop)
+		h.queue = dropFirst(h.queue, drop)
 		h.metrics.dropped.WithLabelValues("hint_queue").Add(float64(drop))
 	}
 	h.metrics.queue.Set(float64(h.bytes))

@@ -81,7 +81,7 @@ func (s *standing) now() (state, why string) {
 // spokenTo reports whether this node's log says that it is a member, and a leader does not contradict.
 func (s *standing) spokenTo() bool {
 	leader, _ := s.store.Leader()
-	return leader != "" && s.store.Membership().Has(s.self)
+	return leader != "" && s.store.IsMember(s.self)
 }
 
 // outside reports that this node is no member, so that its state and its log say nothing about the mesh.

@@ -65,6 +65,11 @@ func (s *Store) Membership() Membership {
 	return m
 }
 
+// IsMember reports whether node votes or learns. Unlike Membership it costs next to nothing.
+func (s *Store) IsMember(node string) bool {
+	return slices.ContainsFunc(s.configuration().Servers, func(srv raft.Server) bool { return string(srv.ID) == node })
+}
+
 func membersOf(c raft.Configuration, index uint64) Membership {
 	m := Membership{Index: index}
 	for _, srv := range c.Servers {

@@ -133,6 +133,65 @@ func TestCombinerPacks(t *testing.T) {
 	})
 }
 
+// An entry on its way keeps the next one waiting until it is applied, or for entryPace: whatever comes meanwhile shares it.
+func TestCombinerPaces(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		c := newCluster(t, "a", "b", "c")
+		c.adapt = func(_ string, o *Options) {
+			set, err := ProfileTestPatient.settings()
+			if err != nil {
+				t.Error(err)
+			}
+			set.duty = time.Hour // no entries of the leader's own
+			o.settings = &set
+		}
+		s := c.start().leader()
+		var release []func()
+		for _, id := range []string{"a", "b", "c"} {
+			if id != s.opts.NodeID {
+				release = append(release, c.net.hold(id, s.opts.NodeID, s.opts.NodeID))
+			}
+		}
+		synctest.Wait()
+		before := s.Status().LastIndex
+		entries := func(want uint64) {
+			t.Helper()
+			synctest.Wait()
+			if n := s.Status().LastIndex - before; n != want {
+				t.Errorf("%d entries, want %d", n, want)
+			}
+		}
+		var wg sync.WaitGroup
+		write := func(name string) {
+			wg.Go(func() {
+				if _, err := s.Propose(t.Context(), []command.Op{c.put(name, "v")}); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			})
+		}
+		write("at once")
+		entries(1)
+		for i := range 9 {
+			write(key(i))
+			time.Sleep(entryPace / 10)
+			entries(1)
+		}
+		time.Sleep(entryPace / 10)
+		entries(2) // the first is not committed yet, and all that came since are in one
+		write("waits until they are committed")
+		entries(2)
+		at := s.mono()
+		for _, r := range release {
+			r()
+		}
+		wg.Wait()
+		if took := s.mono() - at; took >= entryPace {
+			t.Errorf("it waited for %v more", took)
+		}
+		entries(3)
+	})
+}
+
 func TestProposeLimits(t *testing.T) {
 	virtual(t, func(t *testing.T) {
 		c, s, slow := startStalling(t)
