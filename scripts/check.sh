@@ -132,6 +132,15 @@ race_tests() {
 	go test -race -shuffle=on -timeout=30m -cpu=1 "${virtual[@]}"
 }
 
+# nemesis breaks real processes for four minutes. What it does it with is Linux's.
+nemesis() {
+	if [[ $(uname -s) == Linux ]]; then
+		bash scripts/nemesis.sh 4
+	else
+		echo "NOT RUN: no faults are injected into real processes here, that takes Linux; see scripts/nemesis.sh"
+	fi
+}
+
 step "tools" tools
 step "gofumpt" format
 step "go mod tidy" tidy
@@ -141,4 +150,5 @@ step "staticcheck" statics
 step "imports" imports
 step "go test -race" race_tests
 step "simulation" bash scripts/sim.sh 30
+step "nemesis" nemesis
 step "real data" bash scripts/realdata.sh
