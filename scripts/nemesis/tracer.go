@@ -136,12 +136,10 @@ func (t *tracer) lines(fn func(thread string, when time.Time, rest string) bool)
 	defer func() { err = errors.Join(err, f.Close()) }()
 	s := bufio.NewScanner(f)
 	for s.Scan() {
-		fields := strings.SplitN(s.Text(), " ", 3)
-		if len(fields) < 3 {
-			continue
-		}
-		at, err := strconv.ParseFloat(strings.TrimSpace(fields[1]), 64)
-		if err == nil && !fn(fields[0], time.UnixMicro(int64(at*1e6)), fields[2]) {
+		thread, rest, _ := strings.Cut(s.Text(), " ") // thread ids are padded to five digits
+		when, rest, _ := strings.Cut(strings.TrimLeft(rest, " "), " ")
+		at, err := strconv.ParseFloat(when, 64)
+		if err == nil && !fn(thread, time.UnixMicro(int64(at*1e6)), rest) {
 			return nil
 		}
 	}

@@ -22,6 +22,9 @@ func TestTracerFindsTheFirst(t *testing.T) {
 		"failed": {
 			"20 100.500000 fsync(3)        = 0\n20 101.000000 fsync(3) = -1 EIO (Input/output error) (INJECTED)\n", 101,
 		},
+		"a small thread id": {
+			"2897  101.000000 fdatasync(16)   = 0 (DELAYED)\n", 101,
+		},
 		"waited": {
 			"20 101.000000 fsync(3)        = 0 (DELAYED)\n", 101,
 		},
