@@ -126,6 +126,43 @@ func TestHostileHints(t *testing.T) {
 }
 
 // attacker joins the gossip, and has no certificate.
+// TestPullsPaceThemselves tells a node whose feed is cut, again and again, of what nobody has: it asks the others no more than
+// a few times a second, and goes on at once when there is something to be had.
+func TestPullsPaceThemselves(t *testing.T) {
+	t.Parallel()
+	var gate *feedGate
+	before := func(w *world) { gate = gateFeeds(w.named("b-edge-1")) }
+	play(t, shape{edges: []int{1, 1}, voters: 1, tune: bigCaches}, before, func(t *testing.T, s *scene) {
+		edge, voter := s.named("b-edge-1"), s.named("a-voter")
+		last := s.write(voter, "key", "old")
+		s.within(5*time.Second, "the edge has the write", func() bool { return caughtUp(edge, last.Revision) })
+		evil := attacker(t, s)
+		gate.set(true)
+		time.Sleep(2 * time.Second)
+		asked := func() (n float64) {
+			for _, m := range s.machines {
+				n += m.metric("kvmesh_rpc_requests_total", "method=pull")
+			}
+			return n
+		}
+		const during = 30 * time.Second
+		earlier := asked()
+		begun := time.Now()
+		for ahead := last.Revision + 1<<40; time.Since(begun) < during; ahead++ {
+			evil.Hint(feed.Append(nil, kv.Record{Epoch: last.Epoch, Prev: ahead - 1, To: ahead, Kind: kv.RecordKeys}))
+			time.Sleep(50 * time.Millisecond)
+		}
+		n := asked() - earlier
+		t.Logf("%v questions in %v", n, during)
+		// Two rounds a second, of all the others.
+		if limit := 2 * during.Seconds() * float64(len(s.machines)-1); n < 10 || n > limit+10 {
+			t.Errorf("%v questions in %v, want 10 to %v", n, during, limit+10)
+		}
+		last = s.write(voter, "key", "new")
+		s.within(3*time.Second, "what there is is pulled", func() bool { return edge.metric("kvmesh_watermark_revision") >= float64(last.Revision) })
+	})
+}
+
 func attacker(t *testing.T, s *scene) *gossip.Gossip {
 	t.Helper()
 	g, err := gossip.New(gossip.Options{
