@@ -66,7 +66,7 @@ type upstream struct {
 	id    string
 	depth atomic.Int32 // feeds between this node and the store
 	last  atomic.Int64 // when its last frame came, unix nanoseconds
-	home  atomic.Bool  // a relay is there again: leave
+	home  atomic.Bool  // a better source is there again: leave
 }
 
 const (
@@ -108,9 +108,10 @@ func (f *follower) run(ctx context.Context) {
 			if time.Since(began) > 2*feedSilence { // it had worked
 				retry, failed, anything = feedRetryMin, nil, false
 			}
-			if !errors.Is(err, errHome) {
-				failed = append(failed, id)
+			if errors.Is(err, errHome) {
+				continue
 			}
+			failed = append(failed, id)
 		}
 		select {
 		case <-time.After(retry):
@@ -150,10 +151,10 @@ func (f *follower) tailLeader(ctx context.Context) {
 	}
 }
 
-// tails reports whether this node should follow the leader beside its upstream.
+// tails reports whether this node should follow the leader beside its upstream, or while that is replaced.
 func (f *follower) tails(leader string) bool {
 	u := f.upstream.Load()
-	return f.dir.IsRelay() && u != nil && u.id != leader
+	return f.dir.IsRelay() && (u == nil || u.id != leader)
 }
 
 // follow subscribes at one node and applies what comes until the stream ends. primary says that this is the feed that

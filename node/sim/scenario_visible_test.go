@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"sync"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"kvmesh/node/api"
 	"kvmesh/node/certs"
+	"kvmesh/node/peer"
 	"kvmesh/raftstore/kv"
 )
 
@@ -149,4 +151,36 @@ func (s *scene) watchCommits(ctx context.Context) func(kv.Revision) time.Time {
 		defer mu.Unlock()
 		return at[rev]
 	}
+}
+
+// TestTailsEnd moves the leadership: a relay follows the leader beside the voter of its own region, and nobody who has ceased
+// to lead is followed for longer than it takes to hear of it.
+func TestTailsEnd(t *testing.T) {
+	t.Parallel()
+	play(t, shape{edges: []int{1, 1, 1}, voters: 3, tune: bigCaches}, nil, func(t *testing.T, s *scene) {
+		feeds := func(m *machine) float64 { return m.metric("kvmesh_peer_connections", "alpn="+peer.ALPNFeed) }
+		for _, to := range []string{"a-voter", "b-voter", "c-voter", "a-voter"} {
+			if s.leader().name != to {
+				s.ask(s.named("a-voter"), http.MethodPost, "/v1/cluster/transfer-leader", `{"node":"`+to+`"}`, "Content-Type", "application/json")
+			}
+			s.within(10*time.Second, to+" leads", func() bool { l := s.leader(); return l != nil && l.name == to })
+			for _, m := range s.machines {
+				want := 0.0
+				switch {
+				case m == s.leader():
+					want = 3 // the edge of its region, and the relays of the others
+				case m.role == certs.RoleVoter:
+					want = 1
+				}
+				s.within(2*time.Minute, fmt.Sprintf("%s leads, and %v feeds are read at %s", to, want, m.name), func() bool { return feeds(m) == want })
+			}
+		}
+		// The edge of a region whose voter was away follows that voter again.
+		near := s.named("b-voter")
+		s.crash(near)
+		time.Sleep(10 * time.Second)
+		s.boot(near)
+		s.allReady()
+		s.within(time.Minute, "b's relay follows the voter of its region", func() bool { return feeds(near) == 1 })
+	})
 }
