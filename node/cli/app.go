@@ -117,7 +117,7 @@ func (r *run) program() *ucli.App {
 		Commands: []*ucli.Command{
 			r.serveCommand(), r.devCommand(), r.configCommand(), r.meshKeyCommand(),
 			r.keyCommand(), r.txnCommand(), r.namespaceCommand(), r.statusCommand(), r.clusterCommand(), r.importCommand(), r.exportCommand(),
-			r.backupCommand(), r.workerConfigCommand(), r.versionCommand(),
+			r.backupCommand(), r.benchCommand(), r.workerConfigCommand(), r.versionCommand(),
 		},
 	}
 	for _, c := range app.Commands {

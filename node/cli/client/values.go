@@ -340,8 +340,14 @@ func valuePath(ns, key string) (string, error) {
 	if key == "" { // the node would take the path for another call
 		return "", kv.ValidateKey(key)
 	}
+	path, err := KeysPath(ns)
+	return path + EscapeSegment(key), err
+}
+
+// KeysPath is where the keys of a namespace are, with a slash at the end.
+func KeysPath(ns string) (string, error) {
 	path, err := namespacePath("/v1/kv/", ns)
-	return path + "/" + EscapeSegment(key), err
+	return path + "/", err
 }
 
 func namespacePath(prefix, ns string) (string, error) {
