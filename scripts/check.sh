@@ -70,7 +70,7 @@ format() {
 }
 
 # Modules of their own, so that what they need is no dependency of kvmesh.
-apart=(scripts/tools scripts/bench/put)
+apart=(scripts/tools scripts/bench/put scripts/bench/policy)
 
 tidy() {
 	local dir
@@ -81,6 +81,7 @@ tidy() {
 vet() {
 	go vet ./...
 	go -C scripts/bench/put vet ./...
+	go -C scripts/bench/policy vet ./...
 	go vet -tags mutants ./...
 	go vet -tags sealidentity ./...
 }
@@ -104,6 +105,7 @@ shell_scripts() {
 statics() {
 	"$staticcheck" ./...
 	(cd scripts/bench/put && "$staticcheck" ./...)
+	(cd scripts/bench/policy && "$staticcheck" ./...)
 	local faults
 	mapfile -t faults < <(find . -name mutant_on.go -printf '%h\n')
 	"$staticcheck" -tags mutants "${faults[@]}"
