@@ -1,34 +1,22 @@
 // unstorage's driver cloudflare-kv-http against the REST API of a mesh.
-//   node unstorage.mjs URL NAMESPACE_ID [TOKEN]
-// URL has no path. The namespace should be empty; it is empty afterwards.
-import assert from "node:assert/strict";
+//   node unstorage.mjs URL [TOKEN]
+// URL has no path. The namespace is made here.
+import { randomUUID } from "node:crypto";
 import { createStorage } from "unstorage";
 import driver from "unstorage/drivers/cloudflare-kv-http";
-import { suite } from "./cases.mjs";
+import { suite } from "../suite.mjs";
+import { cases } from "../unstorage.mjs";
 
-const [apiURL, namespaceId, apiToken = "x".repeat(40)] = process.argv.slice(2);
-const test = suite("unstorage");
-const store = createStorage({ driver: driver({ accountId: "acc", namespaceId, apiToken, apiURL, minTTL: 60 }) });
+const [apiURL, apiToken = "x".repeat(40)] = process.argv.slice(2);
+const accountId = "acc";
+const made = await fetch(`${apiURL}/client/v4/accounts/${accountId}/storage/kv/namespaces`, {
+  method: "POST",
+  headers: { Authorization: `Bearer ${apiToken}`, "Content-Type": "application/json" },
+  body: JSON.stringify({ title: `unstorage-${randomUUID()}` }),
+});
+const { success, errors, result } = await made.json();
+if (!success) throw new Error(`no namespace: ${JSON.stringify(errors)}`);
 
-await test("set and get", async () => {
-  await store.setItem("a:b", "hello");
-  assert.equal(await store.getItem("a:b"), "hello");
-});
-await test("objects with a lifetime", async () => {
-  await store.setItem("u x", { n: 1 }, { ttl: 100 });
-  assert.deepEqual(await store.getItem("u x"), { n: 1 });
-});
-await test("missing keys", async () => {
-  assert.equal(await store.hasItem("a:b"), true);
-  assert.equal(await store.hasItem("none"), false);
-  assert.equal(await store.getItem("none"), null);
-});
-await test("keys", async () => assert.deepEqual((await store.getKeys()).sort(), ["a:b", "u x"]));
-await test("remove", async () => {
-  await store.removeItem("a:b");
-  assert.equal(await store.hasItem("a:b"), false);
-});
-await test("clear", async () => {
-  await store.clear();
-  assert.deepEqual(await store.getKeys(), []);
-});
+const test = suite("unstorage-http");
+const store = createStorage({ driver: driver({ accountId, namespaceId: result.id, apiToken, apiURL, minTTL: 60 }) });
+for (const [name, run] of cases) await test(name, () => run(store));

@@ -1,6 +1,6 @@
 # A Worker whose KV bindings are namespaces of a mesh: KV at one node, FAR at another one, both of the namespace
-# "workerd-client", and NONE of a namespace that does not exist. The addresses below are those of `kvmesh dev`;
-# `workerd serve config.capnp --external-addr kv=HOST:PORT --external-addr far=HOST:PORT` names others.
+# "workerd-client", and NONE of a namespace that does not exist. The addresses below are those of `kvmesh dev`; run.mjs
+# names others, and a namespace of its own.
 using Workerd = import "/workerd/workerd.capnp";
 
 const config :Workerd.Config = (

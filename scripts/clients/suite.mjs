@@ -1,4 +1,5 @@
 // Cases of one client: each prints a line `ok CLIENT CASE` or `FAILED CLIENT CASE`, and a failure sets the exit status.
+// CLIENT has no blanks. Names of cases are unique within a client; scripts/clients/cases.txt lists them all.
 export function suite(client) {
   return async (name, run) => {
     try {
@@ -7,6 +8,7 @@ export function suite(client) {
     } catch (err) {
       process.exitCode = 1;
       console.log(`FAILED ${client} ${name}`);
+      console.error(`--- ${client} ${name}`);
       console.error(err);
     }
   };
