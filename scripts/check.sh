@@ -70,7 +70,8 @@ format() {
 }
 
 # Modules of their own, so that what they need is no dependency of kvmesh.
-apart=(scripts/tools scripts/bench/put scripts/bench/policy)
+programs=(scripts/bench/put scripts/bench/policy scripts/clients/gosdk)
+apart=(scripts/tools "${programs[@]}")
 
 tidy() {
 	local dir
@@ -79,9 +80,9 @@ tidy() {
 }
 
 vet() {
+	local dir
 	go vet ./...
-	go -C scripts/bench/put vet ./...
-	go -C scripts/bench/policy vet ./...
+	for dir in "${programs[@]}"; do go -C "$dir" vet ./...; done
 	go vet -tags mutants ./...
 	go vet -tags sealidentity ./...
 }
@@ -103,10 +104,9 @@ shell_scripts() {
 }
 
 statics() {
+	local dir faults
 	"$staticcheck" ./...
-	(cd scripts/bench/put && "$staticcheck" ./...)
-	(cd scripts/bench/policy && "$staticcheck" ./...)
-	local faults
+	for dir in "${programs[@]}"; do (cd -- "$dir" && "$staticcheck" ./...); done
 	mapfile -t faults < <(find . -name mutant_on.go -printf '%h\n')
 	"$staticcheck" -tags mutants "${faults[@]}"
 }
