@@ -113,14 +113,15 @@ with_npm() {
 	thrice apt-get apt_install nodejs npm
 }
 
-# newest_versions writes a package.json with the newest version of each client: of their major, for the older ones.
+# newest_versions writes a package.json with the newest version of each client: of its major, where an older one is meant.
 newest_versions() {
 	node -e '
 		const fs = require("fs");
 		const [file] = process.argv.slice(1);
 		const it = JSON.parse(fs.readFileSync(file, "utf8"));
 		for (const [name, range] of Object.entries(it.dependencies)) {
-			if (!range.startsWith("npm:")) it.dependencies[name] = "latest";
+			// Miniflare 5 has other options, and no remote for each binding.
+			if (!range.startsWith("npm:") && name !== "miniflare") it.dependencies[name] = "latest";
 		}
 		delete it.dependencies.esbuild; // comes with wrangler, in the version that it works with
 		fs.writeFileSync(file, JSON.stringify(it));
