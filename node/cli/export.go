@@ -2,13 +2,7 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path"
-	"sync"
 
 	ucli "github.com/urfave/cli/v2"
 
@@ -19,112 +13,62 @@ import (
 func (r *run) exportCommand() *ucli.Command {
 	return &ucli.Command{
 		Name:      "export",
-		Usage:     "write a namespace to a directory tree",
-		ArgsUsage: "DIR",
-		Description: "The key is the path below DIR. Keys that a file system cannot hold get another name; those, metadata and " +
-			"expirations are listed in " + manifestName + ", so that import restores all of it. DIR must be empty or missing.",
+		Usage:     "write a namespace to files",
+		ArgsUsage: "DIR | FILE | -",
+		Description: "dir: the key is the path below DIR. Keys that a file system cannot hold get another name; those, metadata and expirations " +
+			"are listed in " + manifestName + ", so that import restores all of it. DIR must be empty or missing.\n" +
+			"ndjson: FILE, or standard output for -, gets an object a line: key, value (text, or base64 with \"base64\": true), metadata, " +
+			"expiration (unix seconds).\n" +
+			"wrangler: an array of such objects, as \"wrangler kv bulk put\" takes it.\n" +
+			"What fails is named, does not stop the rest, and makes the exit code 1. Until an export is whole, it is in FILE.partial, and how far " +
+			"it has come in FILE.partial.state; in DIR/" + exportDir + " for a directory. --resume goes on there, with the same arguments.",
 		Flags: transferFlags(
-			&ucli.StringFlag{Name: "prefix", Usage: "only keys that begin with `TEXT`, which stays part of the path"},
+			&ucli.StringFlag{Name: "format", Value: formatDir, Usage: "`FORMAT` to write: dir, ndjson or wrangler"},
+			&ucli.StringFlag{Name: "prefix", Usage: "only keys that begin with `TEXT`, which stays part of them"},
 		),
 		Action: func(c *ucli.Context) error {
-			cl, parallel, asJSON, err := r.transferSetup(c)
-			if err != nil {
+			if err := exactly(c, 1, "DIR, FILE or -"); err != nil {
 				return err
 			}
-			defer cl.Close()
-			root, err := openEmpty(c.Args().First())
-			if err != nil {
-				return err
+			switch format := c.String("format"); {
+			case format == formatDir && c.Args().First() == stdStream:
+				return usagef("a directory cannot go to standard output; use --format ndjson or wrangler")
+			case format == formatDir:
+				return r.exportDir(c)
+			case format == formatNDJSON || format == formatWrangler:
+				return r.exportStream(c, format)
+			default:
+				return usagef("--format %s is unknown; use dir, ndjson or wrangler", format)
 			}
-			ex := &exporter{client: cl, root: root, namespace: c.String("namespace"), prefix: c.String("prefix")}
-			err = r.runTransfer(c, "export", asJSON, func(rep *report) transfer {
-				ex.rep = rep
-				return transfer{parallel: parallel, find: ex.find, move: ex.move}
-			}, func() error { return writeManifest(root, ex.namespace, ex.entries) })
-			return errors.Join(err, root.Close())
 		},
 	}
 }
 
-// openEmpty opens a directory, which is made if it is missing. One with something in it is refused: what is there would
-// be imported again as if it had been exported.
-func openEmpty(dir string) (*os.Root, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	_, err = d.Readdirnames(1)
-	switch closeErr := d.Close(); {
-	case err == nil:
-		return nil, fmt.Errorf("%s is not empty; name a new directory", dir)
-	case !errors.Is(err, io.EOF):
-		return nil, err
-	case closeErr != nil:
-		return nil, closeErr
-	}
-	return os.OpenRoot(dir)
+// exportArgs are what must be the same when an export goes on.
+func exportArgs(c *ucli.Context, ns client.Namespace, format string) []stateArg {
+	return []stateArg{{"--format", format}, {"--namespace (its id)", ns.ID}, {"--prefix", c.String("prefix")}}
 }
 
-// exporter is one export.
-type exporter struct {
+// source is what exports read from.
+type source struct {
 	client            *client.Client
-	root              *os.Root
 	namespace, prefix string
-	rep               *report
-
-	mu      sync.Mutex // guards entries
-	entries []manifestEntry
 }
 
-// find lists the keys and gives each its file.
-func (ex *exporter) find(ctx context.Context, emit func(item) error) error {
-	var names fileNamer
-	last := ""
-	for page, err := range ex.client.Pages(ctx, ex.namespace, client.ListOptions{Prefix: ex.prefix}) {
-		if err != nil {
-			return err
-		}
-		for _, k := range page.Keys {
-			if k.Name <= last { // the names of the files depend on it
-				return fmt.Errorf("the node listed %q after %q, which is not in order", k.Name, last)
-			}
-			last = k.Name
-			if err := emit(item{key: k.Name, file: names.path(k.Name), size: k.Size, revision: k.Revision}); err != nil {
-				return err
-			}
-		}
+// ordered goes through keys and makes sure that they come in the order of their bytes, on which much depends.
+type ordered struct{ last string }
+
+func (o *ordered) next(key string) error {
+	if key <= o.last {
+		return fmt.Errorf("the node listed %q after %q, which is not in order", key, o.last)
 	}
+	o.last = key
 	return nil
-}
-
-// move reads one key into its file.
-func (ex *exporter) move(ctx context.Context, it item) (int64, error) {
-	obj, err := ex.get(ctx, it)
-	if err != nil {
-		return 0, err
-	}
-	n, err := ex.save(it.file, obj.Body)
-	if err = errors.Join(err, obj.Body.Close()); err != nil {
-		return 0, err
-	}
-	e := manifestEntry{File: it.file, Metadata: obj.Metadata, Expiration: obj.Expiration}
-	if it.key != it.file {
-		e.Key = &it.key
-	}
-	if e.Key != nil || e.Metadata != nil || e.Expiration != 0 {
-		ex.mu.Lock()
-		ex.entries = append(ex.entries, e)
-		ex.mu.Unlock()
-	}
-	return n, nil
 }
 
 // get reads the key at the revision of the listing or a later one: a cache may not know yet what the listing, which
 // comes from a voter, showed already.
-func (ex *exporter) get(ctx context.Context, it item) (*client.Object, error) {
+func (ex *source) get(ctx context.Context, it item) (*client.Object, error) {
 	obj, err := ex.client.Get(ctx, ex.namespace, it.key, client.GetOptions{})
 	if err == nil && obj.Revision >= it.revision {
 		return obj, nil
@@ -140,25 +84,4 @@ func (ex *exporter) get(ctx context.Context, it item) (*client.Object, error) {
 		return nil, errSkipped // deleted or expired since it was listed
 	}
 	return obj, err
-}
-
-// save writes a new file. On failure nothing is left of it.
-func (ex *exporter) save(file string, src io.Reader) (int64, error) {
-	if dir := path.Dir(file); dir != "." {
-		if err := ex.root.MkdirAll(dir, 0o755); err != nil {
-			return 0, pathless(err)
-		}
-	}
-	f, err := ex.root.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if errors.Is(err, fs.ErrExist) {
-		return 0, errors.New("the file is there already: does the file system take upper and lower case for the same?")
-	}
-	if err != nil {
-		return 0, pathless(err)
-	}
-	n, err := io.Copy(f, src)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return n, errors.Join(err, ex.root.Remove(file))
-	}
-	return n, nil
 }

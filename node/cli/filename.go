@@ -10,6 +10,8 @@ import (
 const (
 	// manifestName is the file that export writes beside the values, and import reads.
 	manifestName = ".kvmesh-manifest.json"
+	// exportDir is where an export keeps what it needs to go on; it is gone when the export is whole.
+	exportDir = ".kvmesh-export"
 	// maxFileName is NAME_MAX of every common file system, in bytes.
 	maxFileName = 255
 )
@@ -22,7 +24,7 @@ const (
 //	%-      an empty part            %2E  %2E%2E  the parts . and ..
 //	%d      at the end of a directory's name: there is a key, and so a file, with the plain name
 //	%h…     a part longer than 255 bytes: SHA-256 of it in hex
-//	%2Ekvmesh-manifest.json          the name of the manifest itself
+//	%2Ekvmesh-manifest.json          the name of the manifest itself, and of exportDir
 //
 // The way back is not computed: the manifest lists every key whose path is not its name. Upper and lower case are told
 // apart, as the file systems of servers do.
@@ -48,7 +50,7 @@ func (n *fileNamer) path(key string) string {
 			suffix = "%d"
 		}
 		name := escapePart(part)
-		if i == 0 && part == manifestName {
+		if i == 0 && (part == manifestName || part == exportDir) {
 			name = "%2E" + part[1:]
 		}
 		if len(name)+len(suffix) > maxFileName {

@@ -24,32 +24,45 @@ func (im *importer) small(it item) bool {
 	return it.size <= smallFile && string(it.entry.Metadata) != "null" // which a bulk call takes for none
 }
 
-// moveMany writes small files in one call. A file that the node could not take just then is tried again by itself.
+// moveMany writes small files in one call.
 func (im *importer) moveMany(ctx context.Context, group []item) []error {
+	return im.together(ctx, group, im.read, im.move)
+}
+
+// together writes values in one call. A value that the node could not take just then is tried again by itself.
+func (s sink) together(
+	ctx context.Context, group []item, read func(item) ([]byte, error), move func(context.Context, item) (int64, error),
+) []error {
 	errs := make([]error, len(group))
 	puts := make([]client.BulkPut, 0, len(group))
 	at := make([]int, 0, len(group)) // of puts, in group
 	for i, it := range group {
-		value, err := im.read(it)
+		value, err := read(it)
 		if err != nil {
 			errs[i] = err
 			continue
 		}
-		puts = append(puts, client.BulkPut{Key: it.key, Value: value, Metadata: it.entry.Metadata, Expiration: it.entry.Expiration})
+		puts = append(puts, client.BulkPut{
+			Key: it.key, Value: value, Metadata: it.entry.Metadata, Expiration: it.entry.Expiration, ExpirationTTL: it.ttl,
+		})
 		at = append(at, i)
 	}
 	if len(puts) == 0 {
 		return errs
 	}
-	outcomes, err := im.client.BulkPut(ctx, im.namespace, puts)
+	outcomes, err := s.client.BulkPut(ctx, s.namespace, puts)
 	for k, i := range at {
 		switch {
 		case err != nil && ctx.Err() == nil && notForBulk(client.CodeOf(err)):
-			_, errs[i] = im.move(ctx, group[i])
+			_, errs[i] = move(ctx, group[i])
 		case err != nil:
 			errs[i] = err
+		case s.again(outcomes[k]):
+			_, errs[i] = move(ctx, group[i])
+		case hasExpired(group[i], outcomes[k]):
+			errs[i] = errSkipped
 		default:
-			errs[i] = im.again(ctx, group[i], outcomes[k])
+			errs[i] = outcomes[k]
 		}
 	}
 	return errs
@@ -60,20 +73,10 @@ func notForBulk(code kv.Code) bool {
 	return code == kv.CodeTooLarge || code == kv.CodeUnsupportedByPeer || code == kv.CodeMethodNotAllowed
 }
 
-// again deals with one file's outcome.
-func (im *importer) again(ctx context.Context, it item, err error) error {
+// again says whether a value is to be tried again by itself, after what became of it in a call of many.
+func (s sink) again(err error) bool {
 	var e *client.Error
-	if !errors.As(err, &e) {
-		return err
-	}
-	unknown := e.Code == kv.CodeOutcomeUnknown && !im.retryUnknown
-	switch {
-	case e.Code == kv.CodeInvalidExpiration && it.entry.Expiration != 0:
-		return errSkipped // as in move
-	case e.Status >= http.StatusInternalServerError && !unknown:
-		_, err = im.move(ctx, it)
-	}
-	return err
+	return errors.As(err, &e) && e.Status >= http.StatusInternalServerError && (e.Code != kv.CodeOutcomeUnknown || s.retryUnknown)
 }
 
 // read reads a small file, which must still be as large as it was found.

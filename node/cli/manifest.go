@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"slices"
 )
 
@@ -32,6 +33,9 @@ func (e manifestEntry) key() string {
 	return e.File
 }
 
+// plain says that the file says it all.
+func (e manifestEntry) plain() bool { return e.Key == nil && e.Metadata == nil && e.Expiration == 0 }
+
 type manifest struct {
 	Version   int             `json:"version"`
 	Namespace string          `json:"namespace"`
@@ -41,7 +45,8 @@ type manifest struct {
 // writeManifest writes the entries in the order of their files, one a line, so that two exports can be compared.
 func writeManifest(root *os.Root, namespace string, entries []manifestEntry) error {
 	slices.SortFunc(entries, func(a, b manifestEntry) int { return cmp.Compare(a.File, b.File) })
-	f, err := root.OpenFile(manifestName, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	temp := path.Join(exportDir, manifestName)
+	f, err := root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
 	}
@@ -64,7 +69,10 @@ func writeManifest(root *os.Root, namespace string, entries []manifestEntry) err
 	if err == nil {
 		_, err = w.WriteString("]}\n")
 	}
-	return errors.Join(err, w.Flush(), f.Close())
+	if err = errors.Join(err, w.Flush(), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return root.Rename(temp, manifestName)
 }
 
 // readManifest reads the entries by file. A directory without a manifest has none.

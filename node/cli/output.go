@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -43,8 +44,10 @@ func newTable() table.Writer {
 }
 
 // printJSON writes one document, indented.
-func (r *run) printJSON(doc any) error {
-	enc := json.NewEncoder(r.Out)
+func (r *run) printJSON(doc any) error { return writeJSONTo(r.Out, doc) }
+
+func writeJSONTo(w io.Writer, doc any) error {
+	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
 	return enc.Encode(doc)

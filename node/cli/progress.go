@@ -21,13 +21,15 @@ const (
 	progressQueue = 64
 )
 
-// progress shows how a transfer goes: a bar on a terminal, a line every few seconds elsewhere. It also prints the
+// progress shows how something goes: a bar on a terminal, a line every few seconds elsewhere. It also prints the
 // messages of the transfer, so that they do not run into the bar. One goroutine does all the writing; stop ends it.
 type progress struct {
 	verb  string
 	start time.Time
-	// stream says that it is one stream of bytes and no files.
-	stream bool
+	// noun is what is counted; empty: it is one stream of bytes.
+	noun string
+	// quiet says that only messages are shown.
+	quiet bool
 
 	foundFiles, foundBytes atomic.Int64
 	doneFiles, doneBytes   atomic.Int64
@@ -37,19 +39,21 @@ type progress struct {
 	ended    chan struct{}
 }
 
-// startProgress begins to report on w.
-func startProgress(w io.Writer, verb string) *progress { return newProgress(w, verb, false) }
+// transferProgress begins to report on w how a transfer goes: where there is no screen, only on demand.
+func transferProgress(w io.Writer, verb, noun string, demanded bool) *progress {
+	return newProgress(w, verb, noun, !demanded && !hasScreen(w))
+}
 
 // streamProgress begins to report how one stream goes, of which about total bytes are expected.
 func streamProgress(w io.Writer, verb string, total int64) *progress {
-	p := newProgress(w, verb, true)
+	p := newProgress(w, verb, "", false)
 	p.foundBytes.Add(total)
 	return p
 }
 
-func newProgress(w io.Writer, verb string, stream bool) *progress {
+func newProgress(w io.Writer, verb, noun string, quiet bool) *progress {
 	p := &progress{
-		verb: verb, start: time.Now(), stream: stream,
+		verb: verb, start: time.Now(), noun: noun, quiet: quiet,
 		messages: make(chan string, progressQueue), quit: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if hasScreen(w) {
@@ -109,7 +113,11 @@ func (p *progress) runPlain(w io.Writer) {
 	defer close(p.ended)
 	tick := time.NewTicker(plainInterval)
 	defer tick.Stop()
-	p.loop(w, tick.C, func() { _, _ = fmt.Fprintf(w, "%s: %s\n", p.verb, p) }) // progress nobody can see stops nothing
+	p.loop(w, tick.C, func() {
+		if !p.quiet {
+			_, _ = fmt.Fprintf(w, "%s: %s\n", p.verb, p) // progress nobody can see stops nothing
+		}
+	})
 }
 
 func (p *progress) runBar(w io.Writer) {
@@ -163,9 +171,9 @@ func (p *progress) String() string {
 	if d := time.Since(p.start).Seconds(); d > 0 {
 		rate = int64(float64(bytes) / d)
 	}
-	if p.stream {
+	if p.noun == "" {
 		return fmt.Sprintf("%s of %s, %s/s", humanBytes(bytes), humanBytes(max(bytes, p.foundBytes.Load())), humanBytes(rate))
 	}
-	return fmt.Sprintf("%d of %d files, %s of %s, %s/s",
-		files, max(files, p.foundFiles.Load()), humanBytes(bytes), humanBytes(max(bytes, p.foundBytes.Load())), humanBytes(rate))
+	return fmt.Sprintf("%d of %d %s, %s of %s, %s/s",
+		files, max(files, p.foundFiles.Load()), p.noun, humanBytes(bytes), humanBytes(max(bytes, p.foundBytes.Load())), humanBytes(rate))
 }

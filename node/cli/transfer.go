@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"sync"
 	"time"
@@ -29,77 +30,124 @@ var errTooManyFailures = fmt.Errorf("given up after %d failures", maxFailures)
 // transferFlags are those that import and export share.
 func transferFlags(more ...ucli.Flag) []ucli.Flag {
 	more = append(more,
-		&ucli.IntFlag{Name: "parallel", Value: defaultParallel, Usage: "`N` files under way at a time"},
+		&ucli.BoolFlag{Name: "resume", DisableDefaultText: true, Usage: "go on with one that was interrupted, or in which something failed"},
+		&ucli.BoolFlag{Name: "progress", DisableDefaultText: true, Usage: "show how it goes, where standard error is no terminal too"},
+		&ucli.IntFlag{Name: "parallel", Value: defaultParallel, Usage: "`N` values under way at a time"},
 		namespaceFlag())
 	return clientFlags(more...)
 }
 
-// item is one file to be transferred.
+// item is one file or key to be transferred.
 type item struct {
 	key  string
-	file string // the path below the directory, with slashes
+	file string // the path below the directory, with slashes; empty where there are no files
+	at   string // where a stream has it: "line 17"
 	size int64  // as far as it is known beforehand
 
-	entry    manifestEntry // import: what the manifest says
+	number int64  // in the ledger
+	mark   string // names it in the ledger
+	again  bool   // it failed in an earlier run
+	left   bool   // it was not asked for
+
+	entry    manifestEntry // import: metadata and expiration
 	info     fs.FileInfo   // import: the file as it was found
+	value    []byte        // import: where there is no file
+	ttl      int64         // import: in seconds, 0 = none
+	settled  func()        // called when it has been dealt with; may be nil
 	revision uint64        // export: as listed
 }
 
-// failure is one file that was not transferred.
+// failureOf says that it was not transferred.
+func (it item) failureOf(msg string) (f failure, name string) {
+	f = failure{File: validText(it.file), At: it.at, Error: msg}
+	switch {
+	case it.file != "":
+		return f, printable(it.file)
+	case it.key == "":
+		return f, it.at
+	}
+	f.Key, name = validText(it.key), printable(it.key)
+	if it.at != "" {
+		name = it.at + ", key " + name
+	}
+	return f, name
+}
+
+// validText is s, quoted where JSON would change it.
+func validText(s string) string {
+	if !utf8.ValidString(s) {
+		return printable(s)
+	}
+	return s
+}
+
+// failure is one file or key that was not transferred.
 type failure struct {
-	File  string `json:"file"`
+	File  string `json:"file,omitempty"`
+	Key   string `json:"key,omitempty"`
+	At    string `json:"at,omitempty"`
 	Error string `json:"error"`
 }
 
 // report is the outcome of a transfer.
 type report struct {
 	verb string
+	noun string // what is counted: files or keys
 	prog *progress
+	led  *ledger
 
-	mu      sync.Mutex // guards all below
-	files   int64
-	bytes   int64
-	skipped int64 // keys that had expired, or were deleted meanwhile
-	failed  []failure
+	mu     sync.Mutex // guards all below
+	run    totals     // Skipped: keys that had expired, or were deleted meanwhile
+	failed []failure
 }
 
-func (rep *report) ok(it item, bytes int64) {
+// begin enters an item into the ledger. One goroutine calls it, in the order of the source.
+func (rep *report) begin(ctx context.Context, it *item) (err error) {
+	it.number, err = rep.led.begin(ctx, it.mark, it.again)
+	return err
+}
+
+func (rep *report) ok(bytes int64) {
 	rep.mu.Lock()
-	rep.files++
-	rep.bytes += bytes
+	rep.run.Items++
+	rep.run.Bytes += bytes
 	rep.mu.Unlock()
 	rep.prog.done(bytes)
 }
 
 func (rep *report) skip() {
 	rep.mu.Lock()
-	rep.skipped++
+	rep.run.Skipped++
 	rep.mu.Unlock()
 	rep.prog.done(0)
 }
 
 // fail notes a failure. The error is errTooManyFailures when it is time to stop.
-func (rep *report) fail(file string, err error) error {
-	msg := plainly(err)
-	name := printable(file)
-	if !utf8.ValidString(file) { // JSON would change it
-		file = name
-	}
+func (rep *report) fail(it item, err error) error {
+	f, name := it.failureOf(plainly(err))
 	rep.mu.Lock()
-	rep.failed = append(rep.failed, failure{file, msg})
+	rep.failed = append(rep.failed, f)
 	n := len(rep.failed)
 	rep.mu.Unlock()
-	rep.prog.say(fmt.Sprintf("kvmesh: %s %s: %s", rep.verb, name, msg))
+	rep.prog.say(fmt.Sprintf("kvmesh: %s %s: %s", rep.verb, name, f.Error))
 	if n >= maxFailures {
 		return errTooManyFailures
 	}
 	return nil
 }
 
+// sofar is what this run has moved.
+func (rep *report) sofar() (run totals, failures int) {
+	rep.mu.Lock()
+	defer rep.mu.Unlock()
+	return rep.run, len(rep.failed)
+}
+
 // transfer is one import or export.
 type transfer struct {
 	parallel int
-	// find hands every file to emit, which blocks while all workers are busy. What it cannot use it reports itself.
+	// find enters every item into the ledger and hands it to emit, which blocks while all workers are busy. What it cannot use
+	// it reports itself.
 	find func(ctx context.Context, emit func(item) error) error
 	// count calls found for every file ahead of find, which waits for the workers; nil: there is no way to know.
 	count func(ctx context.Context, found func(bytes int64))
@@ -197,86 +245,192 @@ func (t transfer) together(ctx context.Context, rep *report, group []item, large
 
 // moved notes what became of an item. Its error ends the transfer.
 func (rep *report) moved(ctx context.Context, it item, bytes int64, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if it.settled != nil {
+		it.settled()
+	}
+	failed := err != nil && !errors.Is(err, errSkipped)
 	switch {
 	case err == nil:
-		rep.ok(it, bytes)
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case errors.Is(err, errSkipped):
-		rep.skip()
-	default:
+		rep.ok(bytes)
+	case failed:
 		rep.prog.done(it.size)
-		return rep.fail(it.file, err)
+		err = rep.fail(it, err)
+	default:
+		rep.skip()
+		err = nil
 	}
-	return nil
+	rep.led.settle(it.number, failed)
+	return err
 }
 
-// runTransfer runs an import or export and prints its summary. finish is called when everything was found and moved.
-func (r *run) runTransfer(
-	c *ucli.Context, verb string, asJSON bool, build func(*report) transfer, finish func() error,
-) error {
-	rep := &report{verb: verb, prog: startProgress(r.Err, verb)}
+// savePause is the time between two times that the state is kept: what is done within it may be done again by --resume.
+const savePause = time.Second
+
+// job is a transfer with all that it needs to be carried out.
+type job struct {
+	verb, noun string
+	out        io.Writer // of the summary
+	asJSON     bool
+	keep       keeper
+	before     *state // what is gone on with; nil: nothing
+	build      func(*report) transfer
+	// finish is called once everything was found and dealt with; whole says that nothing failed.
+	finish func(whole bool) error
+}
+
+// runTransfer runs an import or export and prints its summary.
+func (r *run) runTransfer(c *ucli.Context, j job) error {
+	rep := &report{verb: j.verb, noun: j.noun, prog: transferProgress(r.Err, j.verb, j.noun, c.Bool("progress")), led: newLedger()}
+	if j.before != nil {
+		rep.led.resume(j.before)
+	}
 	start := time.Now()
-	err := build(rep).run(c.Context, rep)
-	if err == nil {
-		err = finish()
+	saver := startSaver(rep, j.keep)
+	err := j.build(rep).run(c.Context, rep)
+	kept := saver.stop(err == nil && len(rep.failed) == 0)
+	if err == nil && j.finish != nil {
+		err = j.finish(len(rep.failed) == 0)
+	}
+	if err == nil && len(rep.failed) == 0 {
+		err = j.keep.remove()
 	}
 	rep.prog.stop()
-	if err2 := r.summary(rep, time.Since(start), asJSON); err == nil {
+	return r.conclude(c.Context, j, rep, time.Since(start), kept, err)
+}
+
+// conclude prints the summary of a transfer, and says how it can go on.
+func (r *run) conclude(ctx context.Context, j job, rep *report, took time.Duration, kept bool, err error) error {
+	if err2 := summary(j.out, rep, j.before, took, j.asJSON); err == nil {
 		err = err2
 	}
+	goOn := ""
+	if kept {
+		goOn = "; --resume goes on with it"
+	}
 	switch {
-	case c.Context.Err() != nil:
-		return errors.New("interrupted: the rest was not transferred")
+	case ctx.Err() != nil:
+		return errors.New("interrupted: the rest was not transferred" + goOn)
 	case err != nil:
-		return fmt.Errorf("%s: %w", verb, err)
+		return fmt.Errorf("%s: %w%s", j.verb, err, goOn)
 	case len(rep.failed) > 0:
+		if kept {
+			r.printErr(fmt.Sprintf("%s: not everything was transferred; --resume tries again what failed, and nothing else", j.verb))
+		}
 		return errReported
 	}
 	return nil
 }
 
-func (r *run) summary(rep *report, took time.Duration, asJSON bool) error {
-	seconds := max(took.Seconds(), 1e-9)
-	if asJSON {
-		return r.printJSON(struct {
-			Files          int64     `json:"files"`
-			Bytes          int64     `json:"bytes"`
-			Skipped        int64     `json:"skipped"`
-			Seconds        float64   `json:"seconds"`
-			BytesPerSecond float64   `json:"bytes_per_second"`
-			Failed         []failure `json:"failed"`
-		}{rep.files, rep.bytes, rep.skipped, seconds, float64(rep.bytes) / seconds, append([]failure{}, rep.failed...)})
+// saver keeps the state of a transfer while it runs.
+type saver struct {
+	rep  *report
+	keep keeper
+	quit chan struct{}
+	done chan struct{}
+}
+
+func startSaver(rep *report, k keeper) *saver {
+	s := &saver{rep: rep, keep: k, quit: make(chan struct{}), done: make(chan struct{})}
+	go s.run()
+	return s
+}
+
+func (s *saver) run() {
+	defer close(s.done)
+	tick := time.NewTicker(savePause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.save()
+		case <-s.quit:
+			return
+		}
 	}
-	line := fmt.Sprintf("%s: %d files, %s in %.1f s (%.0f files/s, %s/s)", rep.verb, rep.files, humanBytes(rep.bytes),
-		seconds, float64(rep.files)/seconds, humanBytes(int64(float64(rep.bytes)/seconds)))
-	if rep.skipped > 0 {
-		line += fmt.Sprintf(", %d expired or gone", rep.skipped)
+}
+
+func (s *saver) save() {
+	if s.keep.path == "" {
+		return
+	}
+	var st state
+	run, _ := s.rep.sofar()
+	s.rep.led.write(&st, run)
+	if err := s.keep.save(&st); err != nil {
+		s.rep.prog.say(fmt.Sprintf("kvmesh: %s: cannot keep how far it has come, so --resume cannot go on with it: %v", s.rep.verb, err))
+		s.keep.path = ""
+	}
+}
+
+// stop ends it; unless all is done, the state is kept once more. The result says whether there is one to go on with.
+func (s *saver) stop(whole bool) bool {
+	close(s.quit)
+	<-s.done
+	if !whole {
+		s.save()
+	}
+	return s.keep.path != ""
+}
+
+// summary prints what a transfer did.
+func summary(w io.Writer, rep *report, before *state, took time.Duration, asJSON bool) error {
+	seconds := max(took.Seconds(), 1e-9)
+	n := rep.run
+	var earlier totals
+	if before != nil {
+		earlier = before.Totals
+	}
+	if asJSON {
+		doc := map[string]any{
+			rep.noun: n.Items, "bytes": n.Bytes, "skipped": n.Skipped, "seconds": seconds, "bytes_per_second": float64(n.Bytes) / seconds,
+			"failed": append([]failure{}, rep.failed...),
+		}
+		if before != nil {
+			doc["before"] = earlier
+		}
+		return writeJSONTo(w, doc)
+	}
+	line := fmt.Sprintf("%s: %d %s, %s in %.1f s (%.0f %s/s, %s/s)", rep.verb, n.Items, rep.noun, humanBytes(n.Bytes),
+		seconds, float64(n.Items)/seconds, rep.noun, humanBytes(int64(float64(n.Bytes)/seconds)))
+	if before != nil {
+		line += fmt.Sprintf(", %d before", earlier.Items)
+	}
+	if n.Skipped > 0 {
+		line += fmt.Sprintf(", %d expired or gone", n.Skipped)
 	}
 	if n := len(rep.failed); n > 0 {
 		line += fmt.Sprintf(", %d FAILED", n)
 	}
-	return r.printf("%s\n", line)
+	_, err := fmt.Fprintln(w, line)
+	return err
+}
+
+func checkParallel(c *ucli.Context) error {
+	if n := c.Int("parallel"); n < 1 || n > maxParallel {
+		return usagef("--parallel is %d; use 1 to %d", n, maxParallel)
+	}
+	return nil
 }
 
 // transferSetup reads what import and export have in common, and asks the node for the namespace, so that a wrong URL,
 // token or name is one error and not one for each file.
-func (r *run) transferSetup(c *ucli.Context) (cl *client.Client, parallel int, asJSON bool, err error) {
-	if err = exactly(c, 1, "DIR"); err != nil {
-		return nil, 0, false, err
+func (r *run) transferSetup(c *ucli.Context) (cl *client.Client, ns client.Namespace, j job, err error) {
+	if j.asJSON, err = wantsJSON(c); err != nil {
+		return nil, ns, j, err
 	}
-	if asJSON, err = wantsJSON(c); err != nil {
-		return nil, 0, false, err
+	if err = checkParallel(c); err != nil {
+		return nil, ns, j, err
 	}
-	if parallel = c.Int("parallel"); parallel < 1 || parallel > maxParallel {
-		return nil, 0, false, usagef("--parallel is %d; use 1 to %d", parallel, maxParallel)
+	if cl, err = r.connect(c, c.Int("parallel")+1); err != nil { // one more for the listing
+		return nil, ns, j, err
 	}
-	if cl, err = r.connect(c, parallel+1); err != nil { // one more for the listing
-		return nil, 0, false, err
-	}
-	if _, err = cl.Namespace(c.Context, c.String("namespace")); err != nil {
+	if ns, err = cl.Namespace(c.Context, c.String("namespace")); err != nil {
 		cl.Close()
-		return nil, 0, false, err
+		return nil, ns, j, err
 	}
-	return cl, parallel, asJSON, nil
+	j.out = r.Out
+	return cl, ns, j, nil
 }

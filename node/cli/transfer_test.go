@@ -365,7 +365,7 @@ func TestExportLeavesNoHalfFiles(t *testing.T) {
 func TestPlainProgress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer // written by the goroutine of the display, read after it has ended
-		p := startProgress(&out, "import")
+		p := transferProgress(&out, "import", "files", true)
 		p.found(2048)
 		p.found(1024)
 		time.Sleep(plainInterval / 2)

@@ -84,6 +84,15 @@ type Reader struct {
 // New returns a reader of the document that r gives. It may read beyond the document's end.
 func New(r io.Reader) *Reader { return &Reader{in: bufio.NewReaderSize(r, bufferBytes)} }
 
+// Reset makes it a reader of another document, with the same buffer.
+func (r *Reader) Reset(in io.Reader) {
+	r.in.Reset(in)
+	r.off, r.err = 0, nil
+}
+
+// Offset is how many bytes of the document have been read.
+func (r *Reader) Offset() int64 { return r.off }
+
 // Kind tells the kind of the next value without reading it.
 func (r *Reader) Kind() (Kind, error) {
 	c, err := r.next()
@@ -251,6 +260,15 @@ func (r *Reader) Raw(limit int) ([]byte, error) {
 
 // Skip passes over any value.
 func (r *Reader) Skip() error { return r.scan(&keeper{}) }
+
+// Empty tells whether nothing but white space is left, without taking anything else.
+func (r *Reader) Empty() (bool, error) {
+	_, err := r.peek()
+	if err == io.EOF {
+		return true, nil
+	}
+	return false, err
+}
 
 // End looks whether nothing but white space is left.
 func (r *Reader) End() error {

@@ -20,6 +20,8 @@ type BulkPut struct {
 	Metadata json.RawMessage
 	// Expiration in unix seconds, 0 = never.
 	Expiration int64
+	// ExpirationTTL in seconds, 0 = none; it wins over Expiration.
+	ExpirationTTL int64
 }
 
 // MarshalJSON gives the value as text where it is text.
@@ -30,7 +32,8 @@ func (p BulkPut) MarshalJSON() ([]byte, error) {
 		Base64     *[]byte         `json:"value_base64,omitempty"`
 		Metadata   json.RawMessage `json:"metadata,omitempty"`
 		Expiration int64           `json:"expiration,omitempty"`
-	}{Key: p.Key, Metadata: p.Metadata, Expiration: p.Expiration}
+		TTL        int64           `json:"expiration_ttl,omitempty"`
+	}{Key: p.Key, Metadata: p.Metadata, Expiration: p.Expiration, TTL: p.ExpirationTTL}
 	if utf8.Valid(p.Value) {
 		text := string(p.Value)
 		doc.Value = &text

@@ -4,6 +4,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -69,6 +70,8 @@ type Client struct {
 	opts  Options
 	http  *http.Client
 	slots chan struct{} // one element for each request under way
+	// foreign says that it is another service that answers, which promises nothing about what it did.
+	foreign bool
 }
 
 // New returns a client. It does not connect yet.
@@ -86,6 +89,11 @@ func New(o Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newClient(base, o), nil
+}
+
+// newClient makes a client of what lies below base.
+func newClient(base string, o Options) *Client {
 	if o.Transport == nil {
 		o.Transport = newTransport(o.Parallel)
 	}
@@ -96,7 +104,7 @@ func New(o Options) (*Client, error) {
 			// A node never redirects, and the token must not follow anybody who does.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-	}, nil
+	}
 }
 
 func newTransport(parallel int) *http.Transport {
@@ -146,11 +154,9 @@ type Body struct {
 	Once bool
 }
 
-// BytesBody is a body in memory.
+// BytesBody is a body in memory, which must not change any more.
 func BytesBody(b []byte) Body {
-	return Body{Size: int64(len(b)), Open: func() (io.ReadCloser, error) {
-		return io.NopCloser(strings.NewReader(string(b))), nil
-	}}
+	return Body{Size: int64(len(b)), Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }}
 }
 
 // call is one request, however often it is sent.
@@ -173,17 +179,11 @@ func (c *Client) do(ctx context.Context, cl call) (*http.Response, error) {
 		if err == nil {
 			return resp, nil
 		}
-		var e *Error
-		if errors.As(err, &e) {
-			e.Attempts = attempt
-		}
-		if ctx.Err() != nil || !c.retryable(cl, opened, err) {
+		asked := noteAttempt(err, attempt)
+		if ctx.Err() != nil || !c.retryable(cl, opened, attempt, err) {
 			return nil, err
 		}
-		pause := backoff(attempt)
-		if e != nil {
-			pause = max(pause, e.RetryAfter)
-		}
+		pause := max(backoff(attempt), asked)
 		if time.Now().Add(pause).After(deadline) {
 			return nil, err
 		}
@@ -197,11 +197,29 @@ func (c *Client) do(ctx context.Context, cl call) (*http.Response, error) {
 	}
 }
 
+// noteAttempt writes into an error how often the request was sent, and returns the pause that the answer asks for.
+func noteAttempt(err error, attempt int) time.Duration {
+	var e *Error
+	var f *ForeignError
+	switch {
+	case errors.As(err, &e):
+		e.Attempts = attempt
+		return e.RetryAfter
+	case errors.As(err, &f):
+		f.Attempts = attempt
+		return f.RetryAfter
+	}
+	return 0
+}
+
 // retryable decides whether a call may be sent again. A 503 or 429 with any code but outcome_unknown promises that
 // nothing was done. What gave no such promise is repeated only if the caller asked for it.
-func (c *Client) retryable(cl call, opened bool, err error) bool {
+func (c *Client) retryable(cl call, opened bool, attempt int, err error) bool {
 	if !cl.repeatable || (opened && cl.body.Once) {
 		return false
+	}
+	if c.foreign {
+		return passing(err, attempt)
 	}
 	if CodeOf(err) == kv.CodeOutcomeUnknown {
 		return c.opts.RetryUnknown
@@ -245,7 +263,7 @@ func (c *Client) once(ctx context.Context, cl call) (resp *http.Response, opened
 		return nil, touched.Load(), transportError(c.base, cl.method, connected.Load(), err)
 	}
 	if resp.StatusCode/100 != 2 {
-		return nil, touched.Load(), readError(resp)
+		return nil, touched.Load(), c.readError(resp)
 	}
 	resp.Body = &releasingBody{ReadCloser: resp.Body, release: release}
 	return resp, touched.Load(), nil

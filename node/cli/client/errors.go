@@ -69,6 +69,18 @@ func (e *UnknownOutcomeError) Error() string {
 
 func (e *UnknownOutcomeError) Unwrap() error { return e.Err }
 
+// brokenError says that the connection broke while something was read, which changes nothing.
+type brokenError struct {
+	URL string
+	Err error
+}
+
+func (e *brokenError) Error() string {
+	return fmt.Sprintf("the connection to %s broke: %v", e.URL, e.Err)
+}
+
+func (e *brokenError) Unwrap() error { return e.Err }
+
 // CodeOf is the error code of err: the node's, outcome_unknown for an UnknownOutcomeError, and empty for everything else.
 func CodeOf(err error) kv.Code {
 	var e *Error
@@ -86,6 +98,13 @@ func CodeOf(err error) kv.Code {
 const maxErrorBytes = 1 << 20
 
 // readError turns an answer that is no success into an Error, and closes its body.
+func (c *Client) readError(resp *http.Response) error {
+	if c.foreign {
+		return readForeign(resp)
+	}
+	return readError(resp)
+}
+
 func readError(resp *http.Response) *Error {
 	defer func() { _ = resp.Body.Close() }()                     // the answer is all that is wanted
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBytes)) // a body cut short is judged as far as it came
@@ -160,7 +179,7 @@ func transportError(base, method string, connected bool, err error) error {
 	case !connected:
 		return &UnreachableError{URL: base, Err: cause(err)}
 	case method == http.MethodGet || method == http.MethodHead:
-		return fmt.Errorf("the connection to %s broke: %w", base, cause(err))
+		return &brokenError{URL: base, Err: cause(err)}
 	}
 	return &UnknownOutcomeError{URL: base, Err: cause(err)}
 }

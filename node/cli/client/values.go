@@ -244,7 +244,11 @@ func (c *Client) readJSON(ctx context.Context, cl call, into any) error {
 		if r.N <= 0 {
 			return fmt.Errorf("the answer of %s has more than %d bytes; ask for smaller pages", c.base, maxJSONBytes)
 		}
-		return fmt.Errorf("the answer of %s to %s %s is not what a kvmesh node sends: %w", c.base, cl.method, cl.path, err)
+		who := "a kvmesh node"
+		if c.foreign {
+			who = "a server of the Workers KV REST API"
+		}
+		return fmt.Errorf("the answer of %s to %s %s is not what %s sends: %w", c.base, cl.method, cl.path, who, err)
 	}
 	return drain(resp)
 }
