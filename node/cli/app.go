@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	ucli "github.com/urfave/cli/v2"
 
@@ -46,10 +47,12 @@ type App struct {
 	Env func(string) (string, bool)
 	// Machine is what derived defaults depend on; nil asks the system.
 	Machine *config.Machine
+	// savePause is the time between two times that the state of a transfer is kept.
+	savePause time.Duration
 }
 
 // New returns the program.
-func New(h Hooks) *App { return &App{hooks: h, Env: os.LookupEnv} }
+func New(h Hooks) *App { return &App{hooks: h, Env: os.LookupEnv, savePause: savePause} }
 
 // usageError is a mistake in how the command was called.
 type usageError struct {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -234,11 +235,13 @@ func (ex *exporter) enter(e manifestEntry) error {
 	if !known && e.plain() {
 		return nil
 	}
-	line, err := json.Marshal(e)
-	if err != nil {
+	var line bytes.Buffer
+	enc := json.NewEncoder(&line)
+	enc.SetEscapeHTML(false) // metadata stays as it is
+	if err := enc.Encode(e); err != nil {
 		return err
 	}
-	if _, err := ex.log.Write(append(line, '\n')); err != nil { // an os.File writes one line after the other
+	if _, err := ex.log.Write(line.Bytes()); err != nil { // an os.File writes one line after the other
 		return err
 	}
 	ex.mu.Lock()

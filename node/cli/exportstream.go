@@ -129,6 +129,7 @@ type streamExporter struct {
 	written int64 // bytes, what is in the buffer too
 	entries int64 // in the file, those of earlier runs too
 	keep    keeper
+	pause   time.Duration
 	kept    time.Time // when the state was kept last
 	broken  bool      // writing has failed: what the file holds behind the last kept state is not known
 }
@@ -151,7 +152,7 @@ type fetched struct {
 // runStream is runTransfer for a stream that is written in order.
 func (r *run) runStream(c *ucli.Context, j job, ex *streamExporter) error {
 	rep := &report{verb: j.verb, noun: j.noun, prog: transferProgress(r.Err, j.verb, j.noun, c.Bool("progress")), led: newLedger()}
-	ex.rep, ex.keep = rep, j.keep
+	ex.rep, ex.keep, ex.pause = rep, j.keep, r.savePause
 	if j.before != nil {
 		rep.led.resume(j.before)
 		ex.entries = j.before.Totals.Items
@@ -231,6 +232,10 @@ func (ex *streamExporter) list(ctx context.Context, places, work chan<- *place) 
 		if err != nil {
 			return err
 		}
+		if !o.Values && len(page.Keys) > 0 && page.Keys[len(page.Keys)-1].Name > after {
+			o.Limit, o.Values = listedValues, true // what was done before ends within this page: again, with values
+			continue
+		}
 		for _, k := range page.Keys {
 			if err := order.next(k.Name); err != nil {
 				return err
@@ -242,7 +247,6 @@ func (ex *streamExporter) list(ctx context.Context, places, work chan<- *place) 
 			if err := ex.await(ctx, it, &k, places, work); err != nil {
 				return err
 			}
-			o.Limit, o.Values = listedValues, true // for the next page: what was done before is behind
 		}
 		switch {
 		case page.Complete:
@@ -313,7 +317,7 @@ func (ex *streamExporter) take(ctx context.Context, p *place, f fetched) error {
 	if err := ex.rep.moved(ctx, p.it, int64(len(f.value)), f.err); err != nil {
 		return err
 	}
-	if ex.file == nil || time.Since(ex.kept) < savePause {
+	if ex.file == nil || time.Since(ex.kept) < ex.pause {
 		return nil
 	}
 	return ex.save()

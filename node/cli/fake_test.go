@@ -96,7 +96,11 @@ func (f *fakeNode) refuse(w http.ResponseWriter, e *kv.Error) {
 	writeJSON(w, map[string]any{"error": map[string]any{"code": e.Code, "message": e.Message, "field": e.Field}})
 }
 
-func writeJSON(w io.Writer, doc any) { _ = json.NewEncoder(w).Encode(doc) }
+func writeJSON(w io.Writer, doc any) {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(doc)
+}
 
 func (f *fakeNode) serve(w http.ResponseWriter, r *http.Request, body []byte) error {
 	if f.token != "" && r.Header.Get("Authorization") != "Bearer "+f.token {
@@ -257,6 +261,7 @@ func (f *fakeNode) bulk(w http.ResponseWriter, ns string, data map[string]*fakeV
 			Base64     []byte          `json:"value_base64"`
 			Metadata   json.RawMessage `json:"metadata"`
 			Expiration int64           `json:"expiration"`
+			TTL        int64           `json:"expiration_ttl"`
 		} `json:"put"`
 	}
 	if err := json.Unmarshal(body, &doc); err != nil {
@@ -275,6 +280,9 @@ func (f *fakeNode) bulk(w http.ResponseWriter, ns string, data map[string]*fakeV
 		target := "/v1/kv/" + ns + "/" + client.EscapeSegment(p.Key)
 		if p.Expiration != 0 {
 			target += "?expiration=" + strconv.FormatInt(p.Expiration, 10)
+		}
+		if p.TTL != 0 {
+			target += "?expiration_ttl=" + strconv.FormatInt(p.TTL, 10)
 		}
 		req := httptest.NewRequest(http.MethodPut, target, nil)
 		if p.Metadata != nil {
@@ -370,7 +378,7 @@ func (f *fakeNode) list(w http.ResponseWriter, r *http.Request, data map[string]
 		if v.metadata != "" {
 			k.Metadata = json.RawMessage(v.metadata)
 		}
-		if q.Get("values") == "true" {
+		if q.Get("values") == "true" && len(v.value) <= kv.MaxInlineValueBytes {
 			k.Value = v.value
 		}
 		page.Keys = append(page.Keys, k)

@@ -266,7 +266,7 @@ func (rep *report) moved(ctx context.Context, it item, bytes int64, err error) e
 	return err
 }
 
-// savePause is the time between two times that the state is kept: what is done within it may be done again by --resume.
+// savePause is how often the state is kept: what is done within it may be done again by --resume.
 const savePause = time.Second
 
 // job is a transfer with all that it needs to be carried out.
@@ -288,7 +288,7 @@ func (r *run) runTransfer(c *ucli.Context, j job) error {
 		rep.led.resume(j.before)
 	}
 	start := time.Now()
-	saver := startSaver(rep, j.keep)
+	saver := startSaver(rep, j.keep, r.savePause)
 	err := j.build(rep).run(c.Context, rep)
 	kept := saver.stop(err == nil && len(rep.failed) == 0)
 	if err == nil && j.finish != nil {
@@ -326,21 +326,22 @@ func (r *run) conclude(ctx context.Context, j job, rep *report, took time.Durati
 
 // saver keeps the state of a transfer while it runs.
 type saver struct {
-	rep  *report
-	keep keeper
-	quit chan struct{}
-	done chan struct{}
+	rep   *report
+	keep  keeper
+	pause time.Duration
+	quit  chan struct{}
+	done  chan struct{}
 }
 
-func startSaver(rep *report, k keeper) *saver {
-	s := &saver{rep: rep, keep: k, quit: make(chan struct{}), done: make(chan struct{})}
+func startSaver(rep *report, k keeper, pause time.Duration) *saver {
+	s := &saver{rep: rep, keep: k, pause: pause, quit: make(chan struct{}), done: make(chan struct{})}
 	go s.run()
 	return s
 }
 
 func (s *saver) run() {
 	defer close(s.done)
-	tick := time.NewTicker(savePause)
+	tick := time.NewTicker(s.pause)
 	defer tick.Stop()
 	for {
 		select {
