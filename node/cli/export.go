@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 
 	ucli "github.com/urfave/cli/v2"
@@ -53,6 +54,19 @@ func exportArgs(c *ucli.Context, ns client.Namespace, format string) []stateArg 
 type source struct {
 	client            *client.Client
 	namespace, prefix string
+}
+
+// listedItem is a key as the listing shows it.
+func listedItem(k client.Key) item {
+	return item{key: k.Name, mark: k.Name, size: k.Size, revision: k.Revision, entry: manifestEntry{Metadata: k.Metadata}}
+}
+
+// metadataOf is the metadata of what get has returned, as it was written, which the listing shows: a header escapes it.
+func (it item) metadataOf(obj *client.Object) json.RawMessage {
+	if obj.Revision == it.revision {
+		return it.entry.Metadata
+	}
+	return obj.Metadata
 }
 
 // ordered goes through keys and makes sure that they come in the order of their bytes, on which much depends.

@@ -184,7 +184,8 @@ func (ex *exporter) find(ctx context.Context, emit func(item) error) error {
 			if err := order.next(k.Name); err != nil {
 				return err
 			}
-			it := item{key: k.Name, mark: k.Name, file: names.path(k.Name), size: k.Size, revision: k.Revision}
+			it := listedItem(k)
+			it.file = names.path(k.Name)
 			due, again := ex.rep.led.due(k.Name, ex.before == nil || !ex.before.Begun || k.Name > string(ex.before.Mark))
 			if !due && ex.has(it) {
 				continue
@@ -217,7 +218,7 @@ func (ex *exporter) move(ctx context.Context, it item) (int64, error) {
 	if err = errors.Join(err, obj.Body.Close()); err != nil {
 		return 0, err
 	}
-	e := manifestEntry{File: it.file, Metadata: obj.Metadata, Expiration: obj.Expiration}
+	e := manifestEntry{File: it.file, Metadata: it.metadataOf(obj), Expiration: obj.Expiration}
 	if it.key != it.file {
 		e.Key = &it.key
 	}

@@ -243,8 +243,7 @@ func (ex *streamExporter) list(ctx context.Context, places, work chan<- *place) 
 			if k.Name <= after {
 				continue
 			}
-			it := item{key: k.Name, mark: k.Name, size: k.Size, revision: k.Revision}
-			if err := ex.await(ctx, it, &k, places, work); err != nil {
+			if err := ex.await(ctx, listedItem(k), &k, places, work); err != nil {
 				return err
 			}
 		}
@@ -302,7 +301,7 @@ func (ex *streamExporter) fetch(ctx context.Context, it item) fetched {
 	if err = errors.Join(err, obj.Body.Close()); err == nil && n > kv.MaxValueBytes {
 		err = tooLarge(fmt.Sprintf("more than %d bytes", kv.MaxValueBytes))
 	}
-	return fetched{value: b.Bytes(), metadata: obj.Metadata, expiration: obj.Expiration, err: err}
+	return fetched{value: b.Bytes(), metadata: it.metadataOf(obj), expiration: obj.Expiration, err: err}
 }
 
 // take writes one key, when its turn has come, and notes it.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"kvmesh/node/cli/client"
+	"kvmesh/raftstore/kv"
 )
 
 const (
@@ -96,9 +97,10 @@ type report struct {
 	prog *progress
 	led  *ledger
 
-	mu     sync.Mutex // guards all below
-	run    totals     // Skipped: keys that had expired, or were deleted meanwhile
-	failed []failure
+	mu      sync.Mutex // guards all below
+	run     totals     // Skipped: keys that had expired, or were deleted meanwhile
+	failed  []failure
+	unknown bool // nobody knows of one that failed whether it was carried out
 }
 
 // begin enters an item into the ledger. One goroutine calls it, in the order of the source.
@@ -127,6 +129,7 @@ func (rep *report) fail(it item, err error) error {
 	f, name := it.failureOf(plainly(err))
 	rep.mu.Lock()
 	rep.failed = append(rep.failed, f)
+	rep.unknown = rep.unknown || client.CodeOf(err) == kv.CodeOutcomeUnknown
 	n := len(rep.failed)
 	rep.mu.Unlock()
 	rep.prog.say(fmt.Sprintf("kvmesh: %s %s: %s", rep.verb, name, f.Error))
@@ -318,6 +321,9 @@ func (r *run) conclude(ctx context.Context, j job, rep *report, took time.Durati
 	case len(rep.failed) > 0:
 		if kept {
 			r.printErr(fmt.Sprintf("%s: not everything was transferred; --resume tries again what failed, and nothing else", j.verb))
+		}
+		if rep.unknown {
+			r.printErr(`where nobody else writes these keys, --retry-unknown does no harm: then an import outlives a change of the leader`)
 		}
 		return errReported
 	}
