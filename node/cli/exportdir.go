@@ -187,7 +187,7 @@ func (ex *exporter) find(ctx context.Context, emit func(item) error) error {
 			it := listedItem(k)
 			it.file = names.path(k.Name)
 			due, again := ex.rep.led.due(k.Name, ex.before == nil || !ex.before.Begun || k.Name > string(ex.before.Mark))
-			if !due && ex.has(it) {
+			if !due && (mutListedOnly || ex.has(it)) {
 				continue
 			}
 			it.again = again
@@ -238,7 +238,7 @@ func (ex *exporter) enter(e manifestEntry) error {
 	}
 	var line bytes.Buffer
 	enc := json.NewEncoder(&line)
-	enc.SetEscapeHTML(false) // metadata stays as it is
+	enc.SetEscapeHTML(mutEscapedCopies) // metadata stays as it is
 	if err := enc.Encode(e); err != nil {
 		return err
 	}

@@ -110,7 +110,9 @@ func (ex *streamExporter) cut(size int64) error {
 	if info.Size() < size {
 		return fmt.Errorf("%s has %d bytes, fewer than the %d that were written; remove it and begin anew", ex.file.Name(), info.Size(), size)
 	}
-	ex.written = size
+	if ex.written = size; mutKeepTail {
+		return seekTo(ex.file, info.Size())
+	}
 	return errors.Join(ex.file.Truncate(size), seekTo(ex.file, size))
 }
 

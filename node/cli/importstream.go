@@ -111,7 +111,7 @@ func (s *valueSink) hold(ctx context.Context, it *item) error {
 			s.busy[it.key] = free
 		}
 		s.mu.Unlock()
-		if other == nil {
+		if other == nil || mutOvertake {
 			break
 		}
 		select {

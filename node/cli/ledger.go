@@ -81,6 +81,9 @@ func (l *ledger) settle(n int64, failed bool) {
 		}
 		gone++
 	}
+	if mutMarkAhead {
+		l.mark, l.begun = it.mark, true
+	}
 	l.open, l.first = l.open[gone:], l.first+int64(gone)
 	l.mu.Unlock()
 	if gone > 0 {
@@ -109,7 +112,7 @@ func (l *ledger) due(mark string, ahead bool) (yes, again bool) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.failed[mark], true
+	return l.failed[mark] && !mutForgetFailed, true
 }
 
 // write copies to st how far the transfer is.

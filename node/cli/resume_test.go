@@ -112,9 +112,15 @@ func much(t *testing.T) (*fakeNode, *shell, *cutter) {
 	f := newFake(t)
 	oddState(f)
 	maps.DeleteFunc(f.data[defaultID], func(key string, _ *fakeValue) bool { return strings.Count(key, "/") > 3 }) // they take long
+	for key, v := range f.data[defaultID] {
+		v.value = v.value[:min(len(v.value), 100)]
+		if key == "zeros" {
+			v.value = make([]byte, kv.MaxInlineValueBytes+1)
+		}
+	}
 	for i := range 120 {
 		v := &fakeValue{value: []byte(fmt.Sprint(i)), revision: 1}
-		if i%12 == 0 {
+		if i%24 == 0 {
 			v.value = bytes.Repeat([]byte{byte(i), 255}, kv.MaxInlineValueBytes/2+1)
 			v.metadata = fmt.Sprintf(`{"i":%d}`, i)
 		}
@@ -275,7 +281,7 @@ func TestImportsResume(t *testing.T) {
 func TestResumeTriesAgainWhatFailed(t *testing.T) {
 	for _, format := range []string{formatDir, formatNDJSON, formatWrangler} {
 		f, s, c := much(t)
-		bad := map[string]bool{"n/0012": true, "n/0024": true, "zeros": true}
+		bad := map[string]bool{"n/0024": true, "n/0048": true, "zeros": true}
 		var mu sync.Mutex // guards broken and touched
 		broken, touched := true, 0
 		f.before = func(w http.ResponseWriter, r *http.Request) bool {
@@ -312,6 +318,32 @@ func TestResumeTriesAgainWhatFailed(t *testing.T) {
 			}
 		}
 		sameState(t, f, "default", "copy")
+	}
+}
+
+// A file that an interrupted export has written, and somebody has removed, is written again.
+func TestResumeMissesFiles(t *testing.T) {
+	f, s, _ := much(t)
+	broken := true
+	f.before = func(w http.ResponseWriter, r *http.Request) bool {
+		if broken && strings.HasSuffix(r.URL.Path, "/text") {
+			f.refuse(w, kv.Errorf(kv.CodeDiskFull, "no room"))
+			return true
+		}
+		return false
+	}
+	dir := filepath.Join(t.TempDir(), "out")
+	if r := s.run("export", dir); r.code != ExitFailure {
+		t.Fatalf("exit %d: %s", r.code, r.err)
+	}
+	lost := filepath.Join(dir, "n", "0007")
+	if err := os.Remove(lost); err != nil {
+		t.Fatal(err)
+	}
+	broken = false
+	out := s.ok(t, "export", dir, "--resume")
+	if b, err := os.ReadFile(lost); err != nil || string(b) != "7" || !strings.HasPrefix(out, "export: 2 files, ") {
+		t.Errorf("%q, %v: %s", b, err, out)
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 // oddState fills the default namespace with what every way of moving must bring over as it is.
 func oddState(f *fakeNode) {
 	for i, key := range append(hostile(), "ü x", "%25", "+", "a b+c%20d", strings.Repeat("k", 512)) {
-		v := &fakeValue{value: bytes.Repeat([]byte{byte(i * 7), 0, 'x', '\n', '"'}, i*i*9), revision: uint64(i + 1)}
+		v := &fakeValue{value: bytes.Repeat([]byte{byte(i * 7), 0, 'x', '\n', '"'}, i*i), revision: uint64(i + 1)}
 		if i%3 == 0 {
 			v.metadata = fmt.Sprintf(`{"i":%d,"t":"ü🌍<\u007f","n":[1e3,null]}`, i)
 		}
@@ -27,8 +27,8 @@ func oddState(f *fakeNode) {
 	}
 	f.data[defaultID]["empty"] = &fakeValue{value: []byte{}, revision: 1}
 	f.data[defaultID]["text"] = &fakeValue{value: []byte("<b>ü\u2028\x00 \"\\ </b>"), revision: 1, metadata: `"` + strings.Repeat("ü", 511) + `"`}
-	f.data[defaultID]["zeros"] = &fakeValue{value: make([]byte, 200_000), revision: 1}
-	f.data[defaultID]["long text"] = &fakeValue{value: []byte(strings.Repeat("ü🌍x", 50_000)), revision: 1}
+	f.data[defaultID]["zeros"] = &fakeValue{value: make([]byte, kv.MaxInlineValueBytes+1), revision: 1}
+	f.data[defaultID]["long text"] = &fakeValue{value: []byte(strings.Repeat("ü🌍x", 10_000)), revision: 1}
 }
 
 // sameState says how two namespaces differ.

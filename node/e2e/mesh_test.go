@@ -107,6 +107,7 @@ func TestMesh(t *testing.T) {
 		{"transfers", testTransfers},
 		{"workers binding", testBinding},
 		{"cloudflare rest", testREST},
+		{"moves", testMoves},
 		{"status", testStatus},
 	} {
 		t.Run(sub.name, func(t *testing.T) { sub.run(t, w) })
