@@ -13,11 +13,11 @@ import (
 )
 
 const (
-	// maxValueText is the longest string that can be a value: base64 of the largest one, with its padding.
-	maxValueText = (kv.MaxValueBytes + 2) / 3 * 4
+	// maxValueText is the longest string that can be a value: base64 of the largest one, with some line breaks.
+	maxValueText = (kv.MaxValueBytes+2)/3*4 + kv.MaxValueBytes/16
 	// maxEntryText bounds the other strings of an entry; what is longer is over its limit anyway.
 	maxEntryText = 4 << 10
-	// valueChunk is how much of a value is read at a time.
+	// valueChunk is how much of a stream is read or written at a time.
 	valueChunk = 32 << 10
 )
 
@@ -34,7 +34,7 @@ type entry struct {
 // entryReader reads entries off a JSON document.
 type entryReader struct {
 	r    *jsonstream.Reader
-	text bytes.Buffer // of the value that is being read
+	text textBuffer // of the value that is being read
 }
 
 // unreadableError is an error after which the document cannot be read any further.
@@ -179,16 +179,15 @@ func (er *entryReader) flag() (bool, error) {
 
 // value reads the text of a value, of which it is not known yet whether it is base64.
 func (er *entryReader) value() error {
-	er.text.Reset()
 	t, err := er.r.Text()
 	if err != nil {
 		return err
 	}
-	n, err := io.CopyBuffer(struct{ io.Writer }{&er.text}, io.LimitReader(t, maxValueText+1), make([]byte, valueChunk))
+	err = er.text.fill(t)
 	if broken := t.Close(); broken != nil {
 		return broken
 	}
-	if err == nil && n > maxValueText {
+	if err == nil && er.text.n > maxValueText {
 		err = tooLarge(fmt.Sprintf("more than %d bytes of text", maxValueText))
 	}
 	return err
@@ -200,21 +199,73 @@ func tooLarge(size string) error {
 
 // decoded is the value itself.
 func (er *entryReader) decoded(coded bool) ([]byte, error) {
-	text := er.text.Bytes()
-	value := bytes.Clone(text)
-	if coded {
-		value = make([]byte, base64.StdEncoding.DecodedLen(len(text)))
-		n, err := base64.StdEncoding.Decode(value, text)
-		if err != nil {
-			return nil, errors.New("value: it is not base64 with its padding, in the alphabet with + and /")
+	text := er.text.reader()
+	if !coded {
+		if er.text.n > kv.MaxValueBytes {
+			return nil, tooLarge(fmt.Sprintf("%d bytes", er.text.n))
 		}
-		value = value[:n]
+		value := make([]byte, er.text.n)
+		_, err := io.ReadFull(text, value)
+		return value, err
 	}
-	if er.text.Cap() > smallFile*4 { // one large value does not make the reader large for ever
-		er.text = bytes.Buffer{}
+	digits := er.text.digits()
+	value := make([]byte, base64.StdEncoding.DecodedLen(digits))
+	n, err := io.ReadFull(base64.NewDecoder(base64.StdEncoding, text), value)
+	if err == io.EOF || err == io.ErrUnexpectedEOF { // padding has taken up to two bytes; what is too short is found below
+		err = nil
 	}
-	if len(value) > kv.MaxValueBytes {
-		return nil, tooLarge(fmt.Sprintf("%d bytes", len(value)))
+	if err != nil || digits%4 != 0 {
+		return nil, errors.New("value: it is not base64 with its padding, in the alphabet with + and /")
 	}
-	return value, nil
+	if n > kv.MaxValueBytes {
+		return nil, tooLarge(fmt.Sprintf("%d bytes", n))
+	}
+	return value[:n:n], nil
+}
+
+// textBlock is the size of the pieces of a textBuffer.
+const textBlock = 256 << 10
+
+// textBuffer holds one text in pieces that serve for the next one too, so that a large one is no garbage.
+type textBuffer struct {
+	blocks [][]byte
+	n      int
+}
+
+// fill reads r to its end, or a little beyond maxValueText.
+func (b *textBuffer) fill(r io.Reader) error {
+	b.n = 0
+	for i := 0; b.n <= maxValueText; i++ {
+		if i == len(b.blocks) {
+			b.blocks = append(b.blocks, make([]byte, textBlock))
+		}
+		n, err := io.ReadFull(r, b.blocks[i])
+		b.n += n
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// digits counts what is no line break, which base64 may have anywhere.
+func (b *textBuffer) digits() int {
+	n := b.n
+	for i, left := 0, b.n; left > 0; i++ {
+		block := b.blocks[i][:min(left, textBlock)]
+		n, left = n-bytes.Count(block, []byte{'\n'})-bytes.Count(block, []byte{'\r'}), left-len(block)
+	}
+	return n
+}
+
+func (b *textBuffer) reader() io.Reader {
+	var parts []io.Reader
+	for i, left := 0, b.n; left > 0; i++ {
+		n := min(left, textBlock)
+		parts, left = append(parts, bytes.NewReader(b.blocks[i][:n])), left-n
+	}
+	return io.MultiReader(parts...)
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"kvmesh/node/jsonstream"
 	"kvmesh/raftstore/kv"
 )
 
@@ -256,5 +257,34 @@ func TestUsageOfMoves(t *testing.T) {
 	}
 	if r := s.run("export", "--format", "ndjson", file); r.code != ExitFailure || !strings.Contains(r.err, "is there already") {
 		t.Errorf("exit %d: %s", r.code, r.err)
+	}
+}
+
+// A value is what its text says, of whatever length, and nothing else is base64.
+func TestValuesOfEntries(t *testing.T) {
+	for _, n := range []int{0, 1, 2, 3, 4, 5, textBlock - 1, textBlock, textBlock + 1, textBlock/4*3 - 1, textBlock / 4 * 3, textBlock/4*3 + 2, kv.MaxValueBytes} {
+		value := bytes.Repeat([]byte{255, 0, 7}, n/3+1)[:n]
+		text := strings.Repeat("ü€x", n/6+1)[:n]
+		if n > 0 {
+			text = strings.ToValidUTF8(text, "y")
+		}
+		doc := fmt.Sprintf(`{"key":"a","value":"%s","base64":true}{"key":"b","value":"%s"}`, base64.StdEncoding.EncodeToString(value), text)
+		er := entryReader{r: jsonstream.New(strings.NewReader(doc))}
+		a, err1 := er.read()
+		b, err2 := er.read()
+		if err := errorsOf(err1, err2); err != nil || !bytes.Equal(a.value, value) || string(b.value) != text {
+			t.Errorf("%d bytes: %v: %d and %d", n, err, len(a.value), len(b.value))
+		}
+	}
+	for text, says := range map[string]string{
+		"A": "not base64", "AA": "not base64", "AAA": "not base64", "AA=": "not base64", "AAAAA": "not base64", "A===": "not base64", "AA==AA==": "not base64",
+		"====": "not base64", "AAAA=": "not base64", "_-==": "not base64", "AA==": "", "AAA=": "", `A\nA\r\nA=`: "", `AAA\n`: "not base64", "": "", "AAAA": "",
+		strings.Repeat("A", maxValueText/4*4): "bytes; the limit is 26214400", strings.Repeat("A", maxValueText+1): "more than 36590936 bytes of text",
+	} {
+		er := entryReader{r: jsonstream.New(strings.NewReader(`{"key":"a","value":"` + text + `","base64":true}`))}
+		_, err := er.read()
+		if (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
+			t.Errorf("%.20s, %d bytes: %v, want %q", text, len(text), err, says)
+		}
 	}
 }
