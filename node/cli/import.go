@@ -135,7 +135,7 @@ func (r *run) importDir(c *ucli.Context) error {
 		return err
 	}
 	defer func() { _ = root.Close() }() // it was only read
-	if _, err := root.Lstat(exportDir); err == nil {
+	if info, err := root.Lstat(exportDir); err == nil && info.IsDir() {
 		return fmt.Errorf("%s holds an export that is not whole; go on with it: kvmesh export --resume %s", dir, dir)
 	}
 	entries, err := readManifest(root)

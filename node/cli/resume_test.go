@@ -427,3 +427,26 @@ func TestLedger(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An import that waits for standard input can be interrupted.
+func TestInterruptOfAPipe(t *testing.T) {
+	f := newFake(t)
+	s := newShell(f.URL)
+	in, out := io.Pipe()
+	ctx, cancel := context.WithCancel(t.Context())
+	got := make(chan int)
+	var errOut bytes.Buffer // read once the command has ended
+	go func() {
+		got <- s.app.Run(ctx, []string{"import", "--format", "ndjson", "-"}, IO{In: in, Out: io.Discard, Err: &errOut})
+	}()
+	if _, err := io.WriteString(out, `{"key":"a","value":"1"}`+"\n"); err != nil { // it is being read
+		t.Fatal(err)
+	}
+	cancel()
+	if code := <-got; code != ExitFailure || !strings.Contains(errOut.String(), "interrupted: the rest was not transferred\n") {
+		t.Errorf("exit %d: %s", code, errOut.String())
+	}
+	if err := out.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -364,7 +364,8 @@ func TestExportLeavesNoHalfFiles(t *testing.T) {
 
 func TestPlainProgress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer // written by the goroutine of the display, read after it has ended
+		var out bytes.Buffer                                      // written by the goroutine of the display, read after it has ended
+		quiet := transferProgress(&out, "import", "files", false) // no terminal, and nobody has asked
 		p := transferProgress(&out, "import", "files", true)
 		p.found(2048)
 		p.found(1024)
@@ -373,6 +374,7 @@ func TestPlainProgress(t *testing.T) {
 		time.Sleep(plainInterval/2 + time.Millisecond)
 		p.say("a message")
 		p.stop()
+		quiet.stop()
 		if got, want := out.String(), "import: 1 of 2 files, 1.0 KiB of 3.0 KiB, 204 B/s\na message\n"; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
