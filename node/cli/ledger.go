@@ -7,8 +7,9 @@ import (
 	"sync"
 )
 
-// maxWindow bounds how far items may be dealt with ahead of the oldest one that is still under way.
-const maxWindow = 1 << 16
+// maxWindow bounds how many items may be dealt with ahead of the oldest one that is still under way: they are all named in the
+// state.
+const maxWindow = 1 << 14
 
 // ledger knows up to where a transfer has come, however its items overtake each other: every item up to mark has been dealt
 // with, and those of failed in vain. A transfer that is resumed begins behind the mark, and tries those that failed again.
@@ -24,6 +25,7 @@ type ledger struct {
 	mark   string     // of the last item before open[0]
 	begun  bool       // mark is that of an item
 	failed map[string]bool
+	ahead  map[string]bool // what an earlier run has moved behind its mark, as far as it was not found again yet
 	// saved are the totals of earlier runs.
 	saved totals
 }
@@ -42,7 +44,7 @@ type totals struct {
 }
 
 func newLedger() *ledger {
-	return &ledger{moved: make(chan struct{}, 1), failed: map[string]bool{}}
+	return &ledger{moved: make(chan struct{}, 1), failed: map[string]bool{}, ahead: map[string]bool{}}
 }
 
 // begin enters an item and returns its number. It waits while the oldest one holds too many up. One goroutine calls it.
@@ -74,6 +76,21 @@ func (l *ledger) settle(n int64, failed bool) {
 	} else {
 		delete(l.failed, it.mark)
 	}
+	gone := l.advance()
+	if mutMarkAhead {
+		l.mark, l.begun = it.mark, true
+	}
+	l.mu.Unlock()
+	if gone {
+		select {
+		case l.moved <- struct{}{}:
+		default: // there is one already
+		}
+	}
+}
+
+// advance moves the mark behind all that is settled. The caller holds mu.
+func (l *ledger) advance() bool {
 	gone := 0
 	for gone < len(l.open) && l.open[gone].settled {
 		if !l.open[gone].again {
@@ -81,17 +98,8 @@ func (l *ledger) settle(n int64, failed bool) {
 		}
 		gone++
 	}
-	if mutMarkAhead {
-		l.mark, l.begun = it.mark, true
-	}
 	l.open, l.first = l.open[gone:], l.first+int64(gone)
-	l.mu.Unlock()
-	if gone > 0 {
-		select {
-		case l.moved <- struct{}{}:
-		default: // there is one already
-		}
-	}
+	return gone > 0
 }
 
 // resume sets the ledger to where an earlier run has come.
@@ -102,17 +110,26 @@ func (l *ledger) resume(st *state) {
 	for _, mark := range st.Failed {
 		l.failed[string(mark)] = true
 	}
+	for _, mark := range st.Ahead {
+		l.ahead[string(mark)] = true
+	}
 }
 
-// due says whether an item has to be moved, and whether that is another attempt. ahead tells whether it comes after the mark
-// that an earlier run has reached.
-func (l *ledger) due(mark string, ahead bool) (yes, again bool) {
-	if ahead {
-		return true, false
-	}
+// due says whether an item has to be moved, and whether that is another attempt. behind tells whether it comes after the mark
+// that an earlier run has reached. It is asked for each item once, in the order of the source.
+func (l *ledger) due(mark string, behind bool) (yes, again bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.failed[mark] && !mutForgetFailed, true
+	if !behind {
+		return l.failed[mark] && !mutForgetFailed, true
+	}
+	if !l.ahead[mark] {
+		return true, false
+	}
+	delete(l.ahead, mark)
+	l.open = append(l.open, openItem{mark: mark, settled: true})
+	l.advance()
+	return false, false
 }
 
 // write copies to st how far the transfer is.
@@ -121,7 +138,15 @@ func (l *ledger) write(st *state, run totals) {
 	defer l.mu.Unlock()
 	st.Mark, st.Begun = []byte(l.mark), l.begun
 	st.Totals = totals{l.saved.Items + run.Items, l.saved.Bytes + run.Bytes, l.saved.Skipped + run.Skipped}
-	st.Failed = nil
+	st.Failed, st.Ahead = nil, nil
+	for _, it := range l.open {
+		if it.settled && !it.again && !l.failed[it.mark] {
+			st.Ahead = append(st.Ahead, []byte(it.mark))
+		}
+	}
+	for _, mark := range slices.Sorted(maps.Keys(l.ahead)) {
+		st.Ahead = append(st.Ahead, []byte(mark))
+	}
 	for _, mark := range slices.Sorted(maps.Keys(l.failed)) {
 		st.Failed = append(st.Failed, []byte(mark))
 	}

@@ -12,7 +12,7 @@ import (
 
 const (
 	stateVersion = 1
-	// maxStateBytes bounds a state file: twice maxFailures keys, and then some.
+	// maxStateBytes bounds a state file: maxWindow keys of the greatest length, and then some.
 	maxStateBytes = 16 << 20
 )
 
@@ -26,6 +26,8 @@ type state struct {
 	Mark   []byte   `json:"mark"`
 	Begun  bool     `json:"begun"`
 	Failed [][]byte `json:"failed,omitempty"`
+	// Ahead are items behind the mark that have been moved all the same.
+	Ahead  [][]byte `json:"ahead,omitempty"`
 	Totals totals   `json:"totals"`
 	// Size is how many bytes of an unfinished file are whole.
 	Size int64 `json:"size,omitempty"`
