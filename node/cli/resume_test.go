@@ -423,14 +423,15 @@ func TestLedger(t *testing.T) {
 			}
 		}
 	}
-	l, next = next, l
+	old := l
+	l = next // of which mark speaks now
 	if got := mark(); got != "a true [] [c d f]" {
 		t.Error(got)
 	}
 	if l.settle(0, false); mark() != "d true [] [f]" {
 		t.Error(mark())
 	}
-	l, next = next, l
+	l = old
 	for range maxWindow {
 		if _, err := l.begin(t.Context(), "x", false); err != nil {
 			t.Fatal(err)
