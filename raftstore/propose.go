@@ -64,7 +64,7 @@ type entry struct {
 }
 
 // combiner packs whatever proposals have arrived into one log entry. The next one is handed over when the one before has
-// been applied, or after entryPace, but not before that one is durable in the leader's log. So a lone write is never
+// been applied, or after entryPace, or when it is full, but not before that one is durable in the leader's log. So a lone write is never
 // delayed, and many of them share entries, each of which costs every voter as much CPU as a dozen writes.
 type combiner struct {
 	s     *Store
@@ -213,15 +213,11 @@ func (c *combiner) next() (_ *entry, wait time.Duration) {
 	if c.appending != nil || len(c.queue) == 0 {
 		return nil, 0
 	}
-	now := c.s.mono()
-	if wait := c.last + entryPace - now; len(c.handed) > 0 && wait > 0 {
-		return nil, wait
-	}
-	c.last = now
 	e := &entry{}
+	full := false
 	for _, p := range c.queue {
-		full := e.weight+p.weight > kv.MaxBatchOps || e.bytes+p.bytes > kv.MaxBatchBytes
-		if full || p.first && len(e.proposals) > 0 {
+		full = e.weight+p.weight > kv.MaxBatchOps || e.bytes+p.bytes > kv.MaxBatchBytes || p.first && len(e.proposals) > 0
+		if full {
 			break
 		}
 		e.proposals = append(e.proposals, p)
@@ -229,6 +225,11 @@ func (c *combiner) next() (_ *entry, wait time.Duration) {
 		e.weight += p.weight
 		e.bytes += p.bytes
 	}
+	now := c.s.mono()
+	if wait := c.last + entryPace - now; !full && len(c.handed) > 0 && wait > 0 { // what is full gains nothing by waiting
+		return nil, wait
+	}
+	c.last = now
 	c.queue = slices.Delete(c.queue, 0, len(e.proposals))
 	c.appending = e
 	return e, 0
