@@ -66,6 +66,14 @@ func (c *meshClock) span() (from, to int64, heard <-chan struct{}) {
 	return from, to, c.heard
 }
 
+// before reports whether a moment, in unix seconds of mesh time, is certainly still to come. It does not wait.
+func (c *meshClock) before(at int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	from := c.nowLocked()
+	return at*1000 > max(from, c.base+int64((c.own()-c.ownAt)/time.Millisecond))
+}
+
 // wait looks at the span until done says that it will do, and waits for the mesh as long as it does not. It reports false
 // when the mesh is silent for settleTime, or was before.
 func (c *meshClock) wait(ctx context.Context, done func(from, to int64) bool) (from int64, ok bool) {

@@ -90,7 +90,8 @@ type Node struct {
 	newControl atomic.Pointer[kv.Control]
 
 	httpLn, adminLn net.Listener
-	http, admin     *http.Server
+	http            httpServer
+	admin           *http.Server
 	ops             *ops.Handler
 	draining        atomic.Bool // the node stops: connections are given up
 

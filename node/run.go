@@ -14,6 +14,7 @@ import (
 	"kvmesh/gossip"
 	"kvmesh/node/api"
 	"kvmesh/node/certs"
+	"kvmesh/node/hitpath"
 	"kvmesh/node/ops"
 	"kvmesh/raftstore/kv"
 )
@@ -24,7 +25,7 @@ const maxHTTPConns = 16384
 // openHTTP makes the two HTTP servers.
 func (n *Node) openHTTP() {
 	log := n.component("http")
-	n.http = api.NewServer(n.untilDrained(n.surfaces()), api.ServerOptions{Logger: log})
+	n.http = n.openPublic(log)
 	n.ops = ops.New(ops.Options{Checks: n.checks(), Auth: n.opts.Token, Metrics: n.reg, Logger: log})
 	n.admin = api.NewServer(n.ops, api.ServerOptions{Logger: log})
 }
@@ -192,6 +193,9 @@ func (n *Node) stepOf(name string) int {
 // turned away by then.
 func (n *Node) drain(ctx context.Context) error {
 	n.draining.Store(true)
+	if public, ok := n.http.(*hitpath.Server); ok {
+		public.Drain()
+	}
 	if n.opts.Drain <= 0 {
 		return nil
 	}

@@ -48,7 +48,7 @@ type Options struct {
 
 // New returns the handler of the native surface. It serves any path, and answers 404 to those that are not its own.
 // It panics when the metrics are registered already.
-func New(o Options) http.Handler {
+func New(o Options) *Surface {
 	s := &surface{
 		svc: o.Service, admin: o.Admin, backups: o.Backups, auth: o.Auth, log: o.Logger,
 		maxBody: o.MaxBody, maxDoc: o.MaxDoc, timeout: o.Timeout,
@@ -71,6 +71,12 @@ func New(o Options) http.Handler {
 	}
 	return s
 }
+
+// Surface is the handler of the native surface.
+type Surface = surface
+
+// Count returns the counters of one route, for answers that are given outside of the handler.
+func (s *surface) Count(route string) *Count { return s.frame.Count(route) }
 
 // surface is the handler.
 type surface struct {

@@ -58,6 +58,20 @@ type limitedConn struct {
 	handling atomic.Bool
 	// phrase replaces the reason phrase of the next status line that it fits; nil = none does.
 	phrase atomic.Pointer[phrase]
+	// unread is what somebody has read already of a connection that net/http then serves; see Taken.
+	unread []byte
+}
+
+// Read reads what is unread first. net/http never reads twice at the same time.
+func (c *limitedConn) Read(p []byte) (int, error) {
+	if len(c.unread) == 0 {
+		return c.Conn.Read(p)
+	}
+	n := copy(p, c.unread)
+	if c.unread = c.unread[n:]; len(c.unread) == 0 {
+		c.unread = nil
+	}
+	return n, nil
 }
 
 func (c *limitedConn) Close() error {

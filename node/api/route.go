@@ -13,6 +13,12 @@ import (
 // routeOther labels requests that match no route.
 const routeOther = "other"
 
+// RouteGet and RouteHead are the names of the reads of one value.
+const (
+	RouteGet  = "kv_get"
+	RouteHead = "kv_head"
+)
+
 // resource is one shape of path and what may be done with it.
 type resource struct {
 	// pattern is a literal path, then at most a {namespace}, then at most a {key...}. A name ends at the next raw slash,
@@ -32,8 +38,8 @@ type endpoint struct {
 func routes() []resource {
 	all := []resource{
 		{"/v1/kv/{namespace}/{key...}", map[string]endpoint{
-			http.MethodGet:    {"kv_get", []string{paramCacheTTL, paramConsistency}, (*surface).getValue},
-			http.MethodHead:   {"kv_head", []string{paramCacheTTL, paramConsistency}, (*surface).getValue},
+			http.MethodGet:    {RouteGet, []string{paramCacheTTL, paramConsistency}, (*surface).getValue},
+			http.MethodHead:   {RouteHead, []string{paramCacheTTL, paramConsistency}, (*surface).getValue},
 			http.MethodPut:    {"kv_put", []string{paramExpiration, paramExpirationTTL}, (*surface).putValue},
 			http.MethodDelete: {"kv_delete", nil, (*surface).deleteValue},
 		}},

@@ -3,6 +3,7 @@
 package auth
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
@@ -83,6 +84,20 @@ func (t *Token) Check(r *http.Request) error {
 			"this node needs the header \"Authorization: Bearer <token>\" with the token of its token file")
 	}
 	return nil
+}
+
+// Accepts reports whether value, as the one Authorization header of a request, carries the token, as Check would. It does
+// not allocate.
+func (t *Token) Accepts(value []byte) bool {
+	if t == nil {
+		return true
+	}
+	scheme, token, _ := bytes.Cut(value, []byte(" "))
+	if !bytes.EqualFold(scheme, []byte("Bearer")) {
+		token = nil
+	}
+	sum := sha256.Sum256(bytes.TrimLeft(token, " "))
+	return subtle.ConstantTimeCompare(sum[:], t.sum[:]) == 1
 }
 
 // bearer returns the token that the header carries, "" when there is none or the header is malformed or repeated.

@@ -59,6 +59,9 @@ func New(o Options) *Handler {
 	return h
 }
 
+// Count returns the counters of one route, for answers that are given outside of the handler.
+func (h *Handler) Count(route string) *api.Count { return h.frame.Count(route) }
+
 // Before returns a handler that serves the binding's requests itself and gives all others to next.
 func (h *Handler) Before(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -90,7 +93,7 @@ type call struct {
 
 // The names of calls in metrics and logs.
 const (
-	routeGet     = "binding_get"
+	RouteGet     = "binding_get"
 	routePut     = "binding_put"
 	routeDelete  = "binding_delete"
 	routeList    = "binding_list"
@@ -134,7 +137,7 @@ func (h *Handler) route(c *call) (func(*call) error, error) {
 		run  func(*call) error
 	}
 	calls := map[string]endpoint{
-		http.MethodGet:    {routeGet, h.get},
+		http.MethodGet:    {RouteGet, h.get},
 		http.MethodPut:    {routePut, h.put},
 		http.MethodDelete: {routeDelete, h.delete},
 	}

@@ -51,7 +51,7 @@ type Options struct {
 }
 
 // New returns the handler of the surface. It panics when the metrics are registered already.
-func New(o Options) http.Handler {
+func New(o Options) *Surface {
 	s := &surface{
 		svc: o.Service, auth: o.Auth, account: o.Account, limit: o.Limit, maxBulk: o.MaxBulk, timeout: o.Timeout,
 		routes:  routes(),
@@ -75,6 +75,12 @@ func New(o Options) http.Handler {
 	s.frame = api.NewFrame("rest", log, o.Metrics, answerError)
 	return s
 }
+
+// Surface is the handler of this surface.
+type Surface = surface
+
+// Count returns the counters of one route, for answers that are given outside of the handler.
+func (s *surface) Count(route string) *api.Count { return s.frame.Count(route) }
 
 // surface is the handler.
 type surface struct {

@@ -13,6 +13,9 @@ import (
 	"kvmesh/raftstore/kv"
 )
 
+// RouteGet is the name of the read of one value.
+const RouteGet = "kv_get"
+
 // maxAccount is the longest account id, in characters.
 const maxAccount = 32
 
@@ -48,7 +51,7 @@ func routes() []resource {
 			http.MethodGet: {"kv_list", "list keys", (*surface).listKeys},
 		}},
 		{namespaces + "/{ns}/values/{key}", map[string]endpoint{
-			http.MethodGet:    {"kv_get", "get", (*surface).getValue},
+			http.MethodGet:    {RouteGet, "get", (*surface).getValue},
 			http.MethodPut:    {"kv_put", "put", (*surface).putValue},
 			http.MethodDelete: {"kv_delete", "remove key", (*surface).deleteValue},
 		}},

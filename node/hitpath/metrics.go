@@ -1,0 +1,37 @@
+package hitpath
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics are the path's own. Requests are counted by their surfaces.
+type metrics struct {
+	conns  prometheus.Gauge
+	cut    prometheus.Counter
+	handed *prometheus.CounterVec // why
+}
+
+// The reasons for which a connection is handed over.
+const (
+	whyRequest  = "request"  // what it asks for is no read of one value, or not as the path reads it
+	whyLong     = "long"     // a head that does not fit
+	whyEnd      = "end"      // the client ended within a head
+	whyDraining = "draining" // the node is about to stop
+)
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		conns: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "kvmesh_hitpath_connections", Help: "Public connections that are on the hit path now.",
+		}),
+		cut: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kvmesh_hitpath_connections_cut_total",
+			Help: "Connections closed because they were idle, or their client was slow, for too long.",
+		}),
+		handed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kvmesh_hitpath_connections_handed_over_total", Help: "Connections given to net/http for good, by why.",
+		}, []string{"why"}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.conns, m.cut, m.handed)
+	}
+	return m
+}
