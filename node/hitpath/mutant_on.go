@@ -7,7 +7,7 @@ import "os"
 // One deliberate fault, chosen by KVMESH_MUTANT in a binary built with the tag "mutants": each lets a request pass that
 // net/http treats otherwise, and FuzzDifferential must find it.
 var (
-	mutBareLF        = mutating("bare-lf")        // a line may end without a carriage return
+	mutBareLF        = mutating("bare-lf")        // a line feed without a carriage return is part of a line
 	mutFolded        = mutating("folded")         // a line that goes on with the one before is passed over
 	mutTwoHosts      = mutating("two-hosts")      // a request may name two hosts
 	mutSpaceColon    = mutating("space-colon")    // a header's name may be followed by spaces

@@ -42,14 +42,17 @@ func (h *head) parse(buf []byte) verdict {
 			return more
 		}
 		at := h.next
+		if mutBareLF {
+			if n = bytes.Index(buf[at:], []byte("\r\n")) + 1; n == 0 {
+				return more
+			}
+		}
 		line := buf[at : at+n]
 		h.next += n + 1
-		switch {
-		case n > 0 && line[n-1] == '\r':
-			line = line[:n-1]
-		case !mutBareLF:
+		if n == 0 || line[n-1] != '\r' {
 			return doubtful
 		}
+		line = line[:n-1]
 		switch {
 		case !h.started:
 			if !h.requestLine(line, at) {
@@ -187,7 +190,7 @@ func plain(b []byte) bool {
 
 func plainBytes(b []byte) bool {
 	for _, c := range b {
-		if (c < ' ' && c != '\t') || c > '~' {
+		if (c < ' ' && c != '\t' && !(mutBareLF && c == '\n')) || c > '~' {
 			return false
 		}
 	}
