@@ -112,9 +112,11 @@ func printable(metadata []byte) bool {
 // writeLarge writes what waits, and a value that is too large to be copied behind it. A failure shows at the next read.
 func (c *conn) writeLarge(body []byte) {
 	first := min(len(body), pieceBytes)
-	c.vec = append(c.vec[:0], *c.out, body[:first])
+	c.two = [...][]byte{*c.out, body[:first]}
+	c.vec = c.two[:]
 	c.standing.set(phaseWrite, c.s.tick.Load())
 	_, err := c.vec.WriteTo(c.raw)
+	c.two = [2][]byte{} // an idle connection keeps no value alive
 	*c.out = (*c.out)[:0]
 	for body = body[first:]; err == nil && len(body) > 0; body = body[min(len(body), pieceBytes):] {
 		c.standing.set(phaseWrite, c.s.tick.Load())

@@ -40,7 +40,8 @@ type conn struct {
 	answered   bool // a request has been
 
 	out   *[]byte // answers that have not been written; nil between requests
-	vec   net.Buffers
+	vec   net.Buffers // what writeLarge writes at once, in two
+	two   [2][]byte
 	value api.Value
 	key   [kv.MaxKeyBytes]byte
 	// accepted is the last Authorization that was good: it still is, and need not be hashed again.
@@ -195,8 +196,9 @@ func (c *conn) room(body int) ([]byte, bool) {
 	return *c.out, true
 }
 
-// release gives the memory for answers back.
+// release gives the memory for answers back. An idle connection keeps no value alive that the cache has dropped.
 func (c *conn) release() {
+	c.value.Bytes, c.value.Metadata = nil, nil
 	if c.out == nil {
 		return
 	}

@@ -18,7 +18,7 @@ const (
 	phaseGone               // closed, or handed over
 )
 
-// The limits, in seconds; they are those of api.NewServer. A connection may overstay them by two seconds.
+// The limits, in seconds; they are those of api.NewServer. A connection may overstay them by a second.
 var limits = [...]uint64{phaseNew: 10, phaseIdle: 90, phaseHead: 10, phaseWrite: 30}
 
 // standing is a phase and the tick in which it began, in one word: the reaper must not see one without the other.
@@ -43,7 +43,7 @@ func (st *standing) gone() bool { return phase(st.word.Swap(uint64(phaseGone))&7
 func (st *standing) overdue(tick uint64) bool {
 	old := st.word.Load()
 	p := phase(old & 7)
-	if int(p) >= len(limits) || tick-old>>3 <= limits[p]+1 {
+	if int(p) >= len(limits) || tick-old>>3 <= limits[p] {
 		return false
 	}
 	return st.word.CompareAndSwap(old, uint64(phaseGone))

@@ -215,6 +215,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	select {
 	case <-s.gone:
 	case <-ctx.Done():
+		err = errors.Join(err, ctx.Err())
 	}
 	s.cancel()
 	s.closeConns(func(*conn) bool { return true })
