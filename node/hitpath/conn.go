@@ -39,7 +39,7 @@ type conn struct {
 	head       head
 	answered   bool // a request has been
 
-	out   *[]byte // answers that have not been written; nil between requests
+	out   *[]byte     // answers that have not been written; nil between requests
 	vec   net.Buffers // what writeLarge writes at once, in two
 	two   [2][]byte
 	value api.Value

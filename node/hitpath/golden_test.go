@@ -1,10 +1,19 @@
 package hitpath
 
 import (
+	"bufio"
 	"bytes"
+	"errors"
+	"io"
 	"math/rand/v2"
+	"net"
+	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kvmesh/node/api"
 )
 
 // How a request must have been answered.
@@ -290,6 +299,104 @@ func TestPipeline(t *testing.T) {
 	p.same(t, pieces...)
 }
 
+// TestCounts holds what is counted of requests against what net/http alone has counted of the same ones.
+func TestCounts(t *testing.T) {
+	p := newPair(t, true)
+	for _, tc := range requests() {
+		if len(tc.text) < 1<<16 {
+			p.same(t, []byte(tc.text))
+		}
+	}
+	counted := func(reg *prometheus.Registry) map[string]float64 {
+		all, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := map[string]float64{}
+		for _, family := range all {
+			if strings.HasPrefix(family.GetName(), "kvmesh_hitpath") {
+				continue
+			}
+			for _, m := range family.GetMetric() {
+				name := family.GetName()
+				for _, l := range m.GetLabel() {
+					name += " " + l.GetValue()
+				}
+				n[name] = m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+			}
+		}
+		return n
+	}
+	// A route that nobody has asked for is counted as 0 by the one and not at all by the other.
+	want := counted(p.stdMetrics)
+	for name, n := range counted(p.metrics) {
+		if n != want[name] {
+			t.Errorf("%s: %v, net/http alone counts %v", name, n, want[name])
+		}
+		delete(want, name)
+	}
+	if len(want) > 0 {
+		t.Errorf("not counted: %v", want)
+	}
+}
+
+// TestTCP is the path over real sockets: values of every size to clients that end their side at once, or go away.
+func TestTCP(t *testing.T) {
+	f := newFake()
+	h, counts := surfaces(f, nil, nil)
+	s := New(Options{Source: f, Handler: h, Next: api.NewServer(h, api.ServerOptions{}), Counts: counts})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(api.LimitListener(l, 0)) }()
+	text := ""
+	keys := []string{"k", "300K", "20K", "16K", "meta", "none", "stream"}
+	for _, key := range keys {
+		text += get("/v1/kv/default/" + key)
+	}
+	for i := range 20 {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, text); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 0 { // it does not wait for the answers
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		in := bufio.NewReader(c)
+		for _, key := range keys {
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil {
+				t.Fatal(key, err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			if v := f.held[key]; err != nil || (v.Bytes != nil && string(body) != string(v.Bytes)) {
+				t.Fatalf("%s: %d bytes, %v", key, len(body), err)
+			}
+		}
+		if b, err := in.ReadByte(); err != io.EOF {
+			t.Errorf("after the last answer: %q, %v", b, err)
+		}
+		_ = c.Close() // it has ended
+	}
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		t.Error(err)
+	}
+}
+
 // FuzzDifferential sends any bytes, cut at places that seed chooses, to the path and to net/http alone.
 func FuzzDifferential(f *testing.F) {
 	for i, tc := range requests() {
@@ -312,4 +419,3 @@ func FuzzDifferential(f *testing.F) {
 		p.same(t, pieces...)
 	})
 }
-

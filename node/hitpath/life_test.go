@@ -28,7 +28,7 @@ func (l pipes) dial() net.Conn {
 func inBubble(t *testing.T, test func(t *testing.T, s *Server, f *fake, l pipes)) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
-		h, counts := surfaces(f, nil)
+		h, counts := surfaces(f, nil, nil)
 		s := New(Options{Source: f, Handler: h, Next: api.NewServer(h, api.ServerOptions{}), Counts: counts})
 		l := pipes{newListener()}
 		done := make(chan error, 1)
@@ -267,7 +267,7 @@ func TestDrain(t *testing.T) {
 // TestHitDoesNotAllocate reads as a connection does, without the connection.
 func TestHitDoesNotAllocate(t *testing.T) {
 	f := newFake()
-	h, counts := surfaces(f, nil)
+	h, counts := surfaces(f, nil, nil)
 	s := New(Options{
 		Source: f, Handler: h, Next: api.NewServer(h, api.ServerOptions{}), Accepts: checker{}.accepts, Counts: counts,
 	})

@@ -140,7 +140,9 @@ func (s service) Namespace(_ context.Context, ref string) (kv.Namespace, error) 
 	return space, nil
 }
 
-func (s service) Namespaces(context.Context) ([]kv.Namespace, error) { return []kv.Namespace{space}, nil }
+func (s service) Namespaces(context.Context) ([]kv.Namespace, error) {
+	return []kv.Namespace{space}, nil
+}
 
 func (s service) MeshTime() time.Time { return now }
 
@@ -187,10 +189,10 @@ func (checker) Check(r *http.Request) error {
 func (checker) accepts(v []byte) bool { return string(v) == "Bearer "+token }
 
 // surfaces are the three surfaces over s, as a node joins them.
-func surfaces(f *fake, auth api.Authorizer) (http.Handler, Counts) {
-	native := api.New(api.Options{Service: service{f}, Auth: auth})
-	rest := cfrest.New(cfrest.Options{Service: service{f}, Auth: auth})
-	binding := cfbind.New(cfbind.Options{Service: service{f}, Auth: auth})
+func surfaces(f *fake, auth api.Authorizer, reg prometheus.Registerer) (http.Handler, Counts) {
+	native := api.New(api.Options{Service: service{f}, Auth: auth, Metrics: reg})
+	rest := cfrest.New(cfrest.Options{Service: service{f}, Auth: auth, Metrics: reg})
+	binding := cfbind.New(cfbind.Options{Service: service{f}, Auth: auth, Metrics: reg})
 	counts := Counts{
 		Native: native.Count(api.RouteGet), NativeHead: native.Count(api.RouteHead),
 		REST: rest.Count(cfrest.RouteGet), Binding: binding.Count(cfbind.RouteGet),
@@ -206,10 +208,10 @@ func surfaces(f *fake, auth api.Authorizer) (http.Handler, Counts) {
 
 // pair is the same node twice: behind the path, and behind net/http alone.
 type pair struct {
-	fake      *fake
-	path      *Server
-	metrics   *prometheus.Registry // of path
-	fast, std *listener
+	fake                *fake
+	path                *Server
+	metrics, stdMetrics *prometheus.Registry
+	fast, std           *listener
 }
 
 // server is what both sides are.
@@ -225,8 +227,11 @@ func newPair(t testing.TB, withToken bool) *pair {
 	if withToken {
 		auth, accepts = checker{}, checker{}.accepts
 	}
-	h, counts := surfaces(f, auth)
-	p := &pair{fake: f, metrics: prometheus.NewRegistry(), fast: newListener(), std: newListener()}
+	p := &pair{
+		fake: f, metrics: prometheus.NewRegistry(), stdMetrics: prometheus.NewRegistry(), fast: newListener(), std: newListener(),
+	}
+	h, counts := surfaces(f, auth, p.metrics)
+	alone, _ := surfaces(f, auth, p.stdMetrics)
 	p.path = New(Options{
 		Source: f, Handler: h, Next: api.NewServer(h, api.ServerOptions{}), Accepts: accepts, Counts: counts,
 		Metrics: p.metrics,
@@ -244,7 +249,7 @@ func newPair(t testing.TB, withToken bool) *pair {
 		})
 	}
 	start(p.path, p.fast)
-	start(api.NewServer(h, api.ServerOptions{}), p.std)
+	start(api.NewServer(alone, api.ServerOptions{}), p.std)
 	return p
 }
 
@@ -373,7 +378,8 @@ func (c *scripted) Close() error {
 	return nil
 }
 
-func (c *scripted) LocalAddr() net.Addr              { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1} }
+func (c *scripted) LocalAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1} }
+
 func (c *scripted) RemoteAddr() net.Addr             { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 2} }
 func (c *scripted) SetDeadline(time.Time) error      { return nil }
 func (c *scripted) SetReadDeadline(time.Time) error  { return nil }
