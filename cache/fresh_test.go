@@ -60,6 +60,11 @@ func TestTable(t *testing.T) {
 			if ok != (tc.tier != "") || ans.Tier != tc.tier || ans.AsOf != tc.asOf {
 				t.Fatalf("served %v by %q as of %d, want %q as of %d", ok, ans.Tier, ans.AsOf, tc.tier, tc.asOf)
 			}
+			if tc.read == nil {
+				if again, held := r.c.Fresh(r.c.Look(nsA, []byte("k")), limit); held != ok || again != ans {
+					t.Errorf("Fresh gives %+v, %v, want what Get gives: %+v", again, held, ans)
+				}
+			}
 			if want := r.now() - tc.entry.ProvenAt; ok && ans.Age != want {
 				t.Errorf("age %v, want %v", ans.Age, want)
 			}
