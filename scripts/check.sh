@@ -143,6 +143,9 @@ nemesis() {
 	fi
 }
 
+# fuzz looks for requests that the hit path answers otherwise than net/http, for a while.
+fuzz() { go test -run='^$' -fuzz='^FuzzDifferential$' -fuzztime=20s ./node/hitpath; }
+
 step "tools" tools
 step "gofumpt" format
 step "go mod tidy" tidy
@@ -151,6 +154,7 @@ step "go vet" vet
 step "staticcheck" statics
 step "imports" imports
 step "go test -race" race_tests
+step "fuzzing" fuzz
 step "simulation" bash scripts/sim.sh 30
 step "nemesis" nemesis
 step "real data" bash scripts/realdata.sh

@@ -294,7 +294,8 @@ func TestHitDoesNotAllocate(t *testing.T) {
 }
 
 // limited is a connection of a LimitListener that takes everything.
-func limited(t *testing.T) net.Conn {
+func limited(t testing.TB) net.Conn {
+	t.Helper()
 	l := newListener()
 	c := make(chan net.Conn, 1)
 	go func() {
