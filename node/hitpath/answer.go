@@ -7,11 +7,7 @@ import (
 	"time"
 
 	"kvmesh/node/api"
-	"kvmesh/node/cfkv"
 )
-
-// defaultLimit is the age up to which a cached answer will do when the request does not say, on every surface.
-const defaultLimit = cfkv.DefaultCacheTTL
 
 // answer answers a read from memory, if it can be. When it reports false, nothing has been answered.
 func (c *conn) answer(w *want) bool {
@@ -24,7 +20,7 @@ func (c *conn) answer(w *want) bool {
 		return false
 	}
 	v := &c.value
-	if !c.s.opts.Source.Held(v, ns, w.key, defaultLimit) || !writable(w.shape, v) {
+	if !c.s.opts.Source.Held(v, ns, w.key, w.limit) || !writable(w.shape, v) {
 		return false
 	}
 	body := v.Bytes

@@ -74,6 +74,8 @@ func newFake() *fake {
 			"k+":    value("a plus", same),
 			"empty": value("", same),
 			"stale": value("old", func(v *api.Value) { v.Tier = api.TierStale }),
+			"aged":  value("a minute old", func(v *api.Value) { v.Staleness = time.Minute }),
+			"older": value("older", func(v *api.Value) { v.Staleness = time.Minute + 1 }),
 			"now":   value("just proven", func(v *api.Value) { v.Staleness = 0 }),
 			"first": value("of no epoch", func(v *api.Value) { v.Epoch = kv.Epoch{} }),
 			"exp":   value("expires", func(v *api.Value) { v.Expiry = now.Unix() + 60 }),
@@ -119,11 +121,11 @@ func (f *fake) Namespace(ref []byte, byID bool) (kv.NamespaceID, bool) {
 }
 
 func (f *fake) Held(v *api.Value, ns kv.NamespaceID, key []byte, limit time.Duration) bool {
-	if limit != time.Minute || ns != space.ID {
+	if ns != space.ID {
 		return false
 	}
 	held, ok := f.held[string(key)]
-	if ok {
+	if ok = ok && held.Staleness <= limit; ok {
 		*v = held
 		f.hits.Add(1)
 	}
@@ -160,6 +162,9 @@ func (s service) Get(ctx context.Context, req api.GetRequest) (*api.Value, error
 	case req.Key == "panic":
 		panic("planted")
 	case ok:
+		if v.Tier == api.TierHit && v.Staleness > req.CacheTTL {
+			v.Tier, v.Staleness = api.TierRegion, 0
+		}
 		return &v, nil
 	}
 	return &api.Value{Absent: true, Epoch: epoch, AsOf: 12, Tier: api.TierCentral, Staleness: time.Second}, nil

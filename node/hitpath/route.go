@@ -2,7 +2,9 @@ package hitpath
 
 import (
 	"bytes"
+	"time"
 
+	"kvmesh/node/cfkv"
 	"kvmesh/raftstore/kv"
 )
 
@@ -26,6 +28,7 @@ type want struct {
 	ns    []byte // an id or a title; with byID only an id
 	byID  bool
 	key   []byte
+	limit time.Duration // the age up to which a cached answer will do
 }
 
 const (
@@ -41,11 +44,12 @@ const (
 // is room for the key when it is escaped.
 func (h *head) route(buf []byte, scratch *[kv.MaxKeyBytes]byte) (w want, ok bool) {
 	path, query, hasQuery := bytes.Cut(h.target.of(buf), []byte("?"))
+	w.limit = cfkv.DefaultCacheTTL // of every surface
 	escapes := bytes.IndexByte(path, '%') >= 0
 	if escapes && !validEscapes(path) {
 		return w, false
 	}
-	w.isHEAD, w.quick = h.isHEAD, !h.cold && !hasQuery
+	w.isHEAD, w.quick = h.isHEAD, !h.cold
 	decode := escapes
 	switch {
 	case h.spaces > 0:
@@ -53,16 +57,23 @@ func (h *head) route(buf []byte, scratch *[kv.MaxKeyBytes]byte) (w want, ok bool
 		if h.isHEAD || bytes.IndexByte(w.key, '/') >= 0 {
 			return w, false
 		}
-		encoded := string(query) == "urlencoded=true"
-		w.quick = !h.cold && h.spaces == 1 && (encoded || !hasQuery)
+		query, encoded := bytes.CutPrefix(query, []byte("urlencoded=true"))
+		if encoded && len(query) > 0 {
+			w.age(query, "&cache_ttl=", cfkv.MinCacheTTL)
+		}
+		w.quick = w.quick && h.spaces == 1 && (encoded || !hasQuery)
 		decode = decode && encoded
 	case bytes.HasPrefix(path, []byte(nativePrefix)):
 		w.shape = nativeShape
 		if w.ns, w.key, ok = bytes.Cut(path[len(nativePrefix):], []byte("/")); !ok {
 			return w, false
 		}
+		if hasQuery {
+			w.age(query, "cache_ttl=", 0)
+		}
 	case bytes.HasPrefix(path, []byte(restPrefix)):
 		w.shape, w.byID = restShape, true
+		w.quick = w.quick && !hasQuery
 		if !w.rest(path[len(restPrefix):]) {
 			return w, false
 		}
@@ -76,6 +87,22 @@ func (h *head) route(buf []byte, scratch *[kv.MaxKeyBytes]byte) (w want, ok bool
 		w.key, w.quick = unescape(scratch[:0], w.key)
 	}
 	return w, true
+}
+
+// age reads a query that has a limit of age in seconds and nothing else. What is not as simple as that is not quick.
+func (w *want) age(query []byte, name string, least int) {
+	digits, ok := bytes.CutPrefix(query, []byte(name))
+	const most = 9 // digits, so that nothing overflows
+	n := 0
+	for _, b := range digits {
+		n = 10*n + int(b-'0')
+		ok = ok && b >= '0' && b <= '9'
+	}
+	if !ok || len(digits) == 0 || len(digits) > most || n < least {
+		w.quick = false
+		return
+	}
+	w.limit = time.Duration(n) * time.Second
 }
 
 // rest reads what follows restPrefix: an account, a namespace and a key.
