@@ -2,16 +2,16 @@ package hitpath
 
 import (
 	"bytes"
-	"encoding/hex"
 	"strconv"
 	"time"
 
 	"kvmesh/node/api"
+	"kvmesh/raftstore/kv"
 )
 
 // answer answers a read from memory, if it can be. When it reports false, nothing has been answered.
 func (c *conn) answer(w *want) bool {
-	began := time.Now()
+	began := c.s.now()
 	if !w.quick || !c.admitted() {
 		return false
 	}
@@ -38,7 +38,7 @@ func (c *conn) answer(w *want) bool {
 	}
 	switch w.shape {
 	case nativeShape:
-		out = appendNative(out, v)
+		out = appendNative(out, v, c.epochs(v))
 	case restShape:
 		out = appendREST(out, v)
 	case bindingShape:
@@ -56,7 +56,7 @@ func (c *conn) answer(w *want) bool {
 	if w.isHEAD {
 		which = 1
 	}
-	c.s.counts[w.shape][which].Answered(v, time.Since(began).Seconds())
+	c.s.counts[w.shape][which].Answered(v, (c.s.now() - began).Seconds())
 	return true
 }
 
@@ -123,21 +123,35 @@ func (c *conn) writeLarge(body []byte) {
 	}
 }
 
+// epochText is what the heads of native answers have of an epoch. It changes when the mesh is restored, if ever.
+type epochText struct {
+	epoch    kv.Epoch
+	etag     [len("Etag: \"") + 8 + len("-")]byte
+	bookmark [len("Kv-Bookmark: ") + 32 + len(".")]byte
+}
+
+// epochs is the text of v's epoch.
+func (c *conn) epochs(v *api.Value) *epochText {
+	e := &c.epoch
+	if e.epoch != v.Epoch || e.etag[0] == 0 {
+		e.epoch = v.Epoch
+		copy(e.etag[:], "Etag: \""+v.Epoch.Tag()+"-")
+		copy(e.bookmark[:], "Kv-Bookmark: "+v.Epoch.String()+".")
+	}
+	return e
+}
+
 // The heads, with their fields in the order in which net/http sorts them. Date and the empty line follow.
 
-func appendNative(b []byte, v *api.Value) []byte {
+func appendNative(b []byte, v *api.Value, e *epochText) []byte {
 	b = append(b, "HTTP/1.1 200 OK\r\nAccept-Ranges: bytes\r\nAge: "...)
 	b = strconv.AppendInt(b, int64(v.Staleness/time.Second), 10)
 	b = appendLength(append(b, "\r\n"...), v)
-	b = append(b, "Etag: \""...)
-	b = hex.AppendEncode(b, v.Epoch[len(v.Epoch)-4:])
-	b = append(b, '-')
+	b = append(b, e.etag[:]...)
 	b = strconv.AppendUint(b, uint64(v.Revision), 10)
 	b = append(b, "\"\r\n"...)
 	if !v.Epoch.IsZero() {
-		b = append(b, "Kv-Bookmark: "...)
-		b = hex.AppendEncode(b, v.Epoch[:])
-		b = append(b, '.')
+		b = append(b, e.bookmark[:]...)
 		b = strconv.AppendUint(b, uint64(v.AsOf), 10)
 		b = append(b, "\r\n"...)
 	}

@@ -37,12 +37,14 @@ type conn struct {
 	in         *[readBytes]byte
 	start, end int // of what is unread
 	head       head
+	recalled   recalled
 	answered   bool // a request has been
 
 	out   *[]byte     // answers that have not been written; nil between requests
 	vec   net.Buffers // what writeLarge writes at once, in two
 	two   [2][]byte
 	value api.Value
+	epoch epochText // of the last native answer
 	key   [kv.MaxKeyBytes]byte
 	// accepted is the last Authorization that was good: it still is, and need not be hashed again.
 	accepted []byte
@@ -142,7 +144,7 @@ func (c *conn) answerAll() (why string, ok bool) {
 		if c.answered && len(unread) < leastUnread {
 			return "", true
 		}
-		switch c.head.parse(unread) {
+		switch c.parse(unread) {
 		case more:
 			return "", true
 		case doubtful:

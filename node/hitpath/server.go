@@ -56,6 +56,7 @@ type Server struct {
 	ctx     context.Context // of the requests that Handler answers
 	cancel  context.CancelFunc
 
+	began    time.Time              // New
 	tick     atomic.Uint64          // seconds since New, coarsely
 	date     atomic.Pointer[[]byte] // the Date header of now
 	draining atomic.Bool            // whoever asks from now on is given to Next, whose answers end the connection
@@ -76,7 +77,7 @@ type Server struct {
 // New returns a server. It panics when its metrics are registered already.
 func New(o Options) *Server {
 	s := &Server{
-		opts: o, log: o.Logger, metrics: newMetrics(o.Metrics), ended: make(chan struct{}), gone: make(chan struct{}),
+		opts: o, began: time.Now(), log: o.Logger, metrics: newMetrics(o.Metrics), ended: make(chan struct{}), gone: make(chan struct{}),
 		conns:   make(map[*conn]struct{}),
 		handoff: &handoff{conns: make(chan net.Conn), closed: make(chan struct{})},
 	}
@@ -195,6 +196,9 @@ func (s *Server) start(nc net.Conn) {
 		c.serve()
 	}()
 }
+
+// now is the time since New. It is cheaper to read than a time of day.
+func (s *Server) now() time.Duration { return time.Since(s.began) }
 
 // forget takes a connection off the path's list.
 func (s *Server) forget(c *conn) {
