@@ -116,7 +116,7 @@ for size in $sizes; do
 	nethttp=$!
 	pids+=("$loop" "$nethttp")
 	sleep 0.3
-	urls=() headers=()
+	headers=()
 	declare -A url=() extra=() pid=()
 	url[nginx-on]=http://127.0.0.1:$((base + 20))/$size pid[nginx-on]=$(worker nginx-on)
 	url[nginx-off]=http://127.0.0.1:$((base + 21))/$size pid[nginx-off]=$(worker nginx-off)
