@@ -218,7 +218,7 @@ func requests() []struct{ name, text, how string } {
 	return all
 }
 
-// TestGolden sends every request three times over, whole and byte by byte, and holds the answers against net/http's; and
+// TestGolden sends every request three times over, whole, and once byte by byte, and holds the answers against net/http's; and
 // it holds the path to answering itself what it can.
 func TestGolden(t *testing.T) {
 	p := newPair(t, true)
@@ -245,8 +245,8 @@ func TestGolden(t *testing.T) {
 				return // net/http takes half a second to refuse it
 			}
 			p.same(t, []byte(tc.text+tc.text+tc.text))
-			if len(tc.text) < 2000 {
-				p.same(t, bytewise(tc.text+tc.text)...)
+			if len(tc.text) < 600 {
+				p.same(t, bytewise(tc.text)...)
 			}
 			p.same(t, []byte(get("/v1/kv/default/k", auth)+tc.text), []byte(get("/v1/kv/default/20K", auth)))
 		})
@@ -289,8 +289,7 @@ func TestOpen(t *testing.T) {
 // TestCutAnywhere cuts pipelines in two at every byte.
 func TestCutAnywhere(t *testing.T) {
 	p := newPair(t, true)
-	text := get("/v1/kv/default/k", auth) + strings.Replace(get("/v1/kv/default/meta", auth), "GET", "HEAD", 1) +
-		get("/v1/kv/default/none", auth) + get("/a%2Fb?urlencoded=true", "Kv-Namespace: default\r\n", auth) + "GET /v1/namespaces HTTP/1.1\r\n"
+	text := get("/v1/kv/default/k", auth) + get("/v1/kv/default/none", auth) + "GET /v1/namespaces HTTP/1.1\r\n"
 	for at := range len(text) {
 		p.same(t, []byte(text[:at]), []byte(text[at:]))
 		p.same(t, []byte(text[:at])) // and ends there
@@ -302,7 +301,7 @@ func TestPipeline(t *testing.T) {
 	p := newPair(t, true)
 	var b bytes.Buffer
 	r := rand.New(rand.NewPCG(1, 2))
-	for range 1000 {
+	for range 300 {
 		b.WriteString(get("/v1/kv/default/"+[]string{"k", "meta", "16K", "20K", "empty", "none"}[r.IntN(6)], auth))
 	}
 	text := b.Bytes()
