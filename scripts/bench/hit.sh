@@ -33,7 +33,9 @@ done
 
 work=$(mktemp -d)
 pids=()
+masters=() # nginx's, which end their workers when they are told to end
 cleanup() {
+	for pid in "${masters[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
 	for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
 	wait 2>/dev/null || true
 	rm -rf -- "$work"
@@ -89,8 +91,8 @@ nginx_conf() { # NAME PORT SENDFILE
 			}
 		}
 	CONF
-	nginx -c "$work/$1.conf" -e "$work/$1.log" &
-	pids+=($!)
+	nginx -c "$work/$1.conf" -e "$work/$1.log" >/dev/null 2>&1 &
+	masters+=($!)
 }
 nginx_conf nginx-on $((base + 20)) on
 nginx_conf nginx-off $((base + 21)) off
