@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -116,5 +117,33 @@ func TestTokenIsNotPrinted(t *testing.T) {
 		if strings.Contains(out.String(), leak) {
 			t.Errorf("printed %q", leak)
 		}
+	}
+}
+
+// TestAccepts: a header's value is accepted exactly when Check accepts the request that has it.
+func TestAccepts(t *testing.T) {
+	const text = "0123456789abcdef"
+	token, err := newToken(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := 0
+	for _, value := range []string{
+		"Bearer " + text, "bearer " + text, "BEARER   " + text, "Bearer" + text, "Bearer", "Bearer ", "", text, " Bearer " + text,
+		"Bearer " + text + " ", "Bearer\t" + text, "Basic " + text, "Bearer " + text[1:], "Bearer " + text + "0", "Béarer " + text,
+	} {
+		want := token.Check(&http.Request{Header: http.Header{"Authorization": {value}}}) == nil
+		if got := token.Accepts([]byte(value)); got != want {
+			t.Errorf("%q is accepted: %v, Check: %v", value, got, want)
+		}
+		if want {
+			good++
+		}
+	}
+	if good != 3 {
+		t.Errorf("%d of the values are good, want 3", good)
+	}
+	if !(*Token)(nil).Accepts([]byte("any")) {
+		t.Error("no token lets everything in")
 	}
 }
