@@ -20,6 +20,9 @@ type pipes struct{ *listener }
 
 func (l pipes) dial() net.Conn {
 	client, server := net.Pipe()
+	if err := client.SetDeadline(time.Now().Add(time.Hour)); err != nil { // so that a server that never cuts is noticed
+		panic(err)
+	}
 	l.conns <- server
 	return client
 }
