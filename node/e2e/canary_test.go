@@ -21,7 +21,7 @@ import (
 	"kvmesh/raftstore/kv"
 )
 
-// canary is a text that is nowhere by chance, and that no compression shortens: it is in no other canary.
+// canary is a text that is nowhere by chance. Either half of it is, too; see search.
 func canary() string {
 	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 	b := make([]byte, 40)
@@ -231,7 +231,8 @@ func snapshots(t *testing.T, w *world) {
 	}
 }
 
-// search looks for every canary in every file below dir.
+// search looks for every canary in every file below dir. Half of one will do: Pebble compresses, and four letters that stand
+// in an earlier canary of the same block are replaced by a reference now and then.
 func (g cage) search(t *testing.T, dir string) (found map[string][]string, files int) {
 	t.Helper()
 	found = make(map[string][]string)
@@ -245,7 +246,7 @@ func (g cage) search(t *testing.T, dir string) (found map[string][]string, files
 		}
 		files++
 		for _, text := range g {
-			if bytes.Contains(data, []byte(text)) {
+			if half := len(text) / 2; bytes.Contains(data, []byte(text[:half])) || bytes.Contains(data, []byte(text[half:])) {
 				found[text] = append(found[text], strings.TrimPrefix(path, dir))
 			}
 		}
