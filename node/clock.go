@@ -21,8 +21,10 @@ type ownClock struct {
 	mu    sync.Mutex   // serialises changes of base and slept
 }
 
-// maxDrift is how far the two clocks may drift apart before it counts as a jump.
-const maxDrift = 250 * time.Millisecond
+// maxDrift is how far the two clocks may drift apart before it counts as a jump, and so the longest sleep by which a bound
+// may be wrong. A wall clock that is being slewed (adjtime(3): 0.5 ms a second) needs most of a minute for it, and costs no
+// more than proofs that seem that much older, once.
+const maxDrift = 25 * time.Millisecond
 
 func newOwnClock(mono func() time.Duration, wall func() time.Time) *ownClock {
 	c := &ownClock{mono: mono, wall: wall, first: wall().Round(0)}
@@ -33,21 +35,32 @@ func newOwnClock(mono func() time.Duration, wall func() time.Time) *ownClock {
 // Now reads the clock. It takes no lock, except when the clocks have jumped.
 func (c *ownClock) Now() time.Duration {
 	m := c.mono()
-	diff := int64(c.wall().Round(0).Sub(c.first) - m)
-	if d := diff - c.base.Load(); d > int64(maxDrift) || d < -int64(maxDrift) {
-		c.jumped(diff)
+	if jump(c.ahead(m) - c.base.Load()) {
+		c.settle()
 	}
 	return m + time.Duration(c.slept.Load())
 }
 
-func (c *ownClock) jumped(diff int64) {
+// ahead is how far the wall clock has run ahead of a reading of the monotonic one since the clock was made, in ns.
+func (c *ownClock) ahead(mono time.Duration) int64 {
+	return int64(c.wall().Round(0).Sub(c.first) - mono)
+}
+
+func jump(d int64) bool { return d > int64(maxDrift) || d < -int64(maxDrift) }
+
+// settle takes a jump into account, if it still sees one. A goroutine that is held up between its two readings finds the
+// wall clock too far ahead, so of two pairs the lesser difference counts; and of several goroutines that see a jump the
+// first accounts for it.
+func (c *ownClock) settle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	d := diff - c.base.Load()
-	if d > int64(maxDrift) {
+	ahead := min(c.ahead(c.mono()), c.ahead(c.mono()))
+	d := ahead - c.base.Load()
+	if !jump(d) {
+		return
+	}
+	if d > 0 {
 		c.slept.Add(d)
 	}
-	if d > int64(maxDrift) || d < -int64(maxDrift) { // else another reader was first
-		c.base.Store(diff)
-	}
+	c.base.Store(ahead)
 }

@@ -63,6 +63,29 @@ func TestOwnClockBearsDrift(t *testing.T) {
 	}
 }
 
+// A goroutine that loses its processor between its two readings has not slept.
+func TestOwnClockHeldUp(t *testing.T) {
+	h := &handClocks{wall: time.Unix(1_800_000_000, 0)}
+	heldUp := time.Duration(0)
+	c := newOwnClock(func() time.Duration { return h.mono }, func() time.Time {
+		h.pass(heldUp)
+		heldUp = 0
+		return h.wall
+	})
+	heldUp = time.Second
+	if got := c.Now(); got != 0 {
+		t.Fatalf("read before anything had passed, the clock says %v", got)
+	}
+	if got := c.Now(); got != time.Second {
+		t.Fatalf("a second has passed, the clock says %v", got)
+	}
+	h.pass(time.Second)
+	h.wall = h.wall.Add(2 * maxDrift) // a short sleep still counts
+	if got := c.Now(); got != 2*time.Second+2*maxDrift {
+		t.Fatalf("two seconds and %v of sleep passed, the clock says %v", 2*maxDrift, got)
+	}
+}
+
 func TestMeshClockNeverGoesBack(t *testing.T) {
 	h := &handClocks{wall: time.UnixMilli(1_800_000_000_000)}
 	c := newMeshClock(func() time.Duration { return h.mono }, h.own().Now, h.wall)

@@ -127,7 +127,10 @@ func (w *world) faults(ctx context.Context, end time.Time, ns kv.Namespace) {
 			d := time.Duration(w.rng.IntN(7200)-3600) * time.Second
 			w.log.Info("fault: wall clock", "node", m.name, "by", d)
 			m.clock.setWall(d)
-		case 8: // a machine sleeps
+		case 8: // a machine sleeps, now and then hardly for longer than it takes to be noticed
+			if w.rng.IntN(2) == 0 {
+				hold = time.Duration(30+w.rng.IntN(300)) * time.Millisecond
+			}
 			w.log.Info("fault: sleep", "node", m.name, "for", hold)
 			w.isolate(m, true)
 			w.pause(hold)
