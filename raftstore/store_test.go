@@ -3,6 +3,7 @@ package raftstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -41,6 +42,27 @@ func TestReplicates(t *testing.T) {
 		}
 		if err := lead.Bootstrap([]string{lead.opts.NodeID}); err == nil {
 			t.Error("bootstrapped twice")
+		}
+	})
+}
+
+// What is acknowledged is there, on every voter, whatever its index in the log is.
+func TestEveryWriteIsKept(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		c := newCluster(t, "a", "b", "c").start()
+		lead := c.leader()
+		const writes = 250
+		var last kv.Revision
+		for i := range writes {
+			last = c.mustPut(lead, fmt.Sprint("k", i), fmt.Sprint("v", i)).Revision
+		}
+		c.converge(last)
+		for id, s := range c.nodes {
+			for i := range writes {
+				if got := c.get(s, fmt.Sprint("k", i)); got != fmt.Sprint("v", i) {
+					t.Errorf("%s has %q for write %d", id, got, i)
+				}
+			}
 		}
 	})
 }

@@ -56,7 +56,7 @@ done
 limits() {
 	case $1 in
 	cache) echo -test.skip=^TestBudget$ ;;
-	raftstore) echo -test.run=Confirm\|Quorum\|FullDisk\|Recover\|Remov\|Notice\|Rescued ;;
+	raftstore) echo -test.run=Confirm\|Quorum\|FullDisk\|Recover\|Remov\|Notice\|Rescued\|Kept ;;
 	node) echo '-test.skip=^Test(NewEpoch|Backup.*|Restore.*)$' ;;
 	esac
 }

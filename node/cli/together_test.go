@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"kvmesh/raftstore/kv"
 )
@@ -116,6 +118,41 @@ func TestImportWithoutBulk(t *testing.T) {
 		if got := f.state("default"); len(got) != want || (r.code == ExitOK) != (want == 5) {
 			t.Errorf("%s: exit %d, %d files: %s", code, r.code, len(got), r.err)
 		}
+	}
+}
+
+// A stream may have a key twice. Its later value waits until the earlier one has been answered.
+func TestImportKeepsTheOrderOfAKey(t *testing.T) {
+	f := newFake(t)
+	s := newShell(f.URL)
+	var mu sync.Mutex // guards calls
+	calls := 0
+	second := make(chan struct{})
+	f.before = func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPut {
+			return false
+		}
+		mu.Lock()
+		calls++
+		call := calls
+		mu.Unlock()
+		if call == 2 {
+			close(second)
+		}
+		if call == 1 {
+			select { // an importer in a hurry has more than enough time
+			case <-second:
+				t.Error("the second value of a key came while the first one was under way")
+			case <-time.After(500 * time.Millisecond):
+			}
+		}
+		return false
+	}
+	large := strings.Repeat("a", smallFile+1) // each goes by itself
+	s.stdin = fmt.Sprintf("{\"key\":\"k\",\"value\":%q}\n{\"key\":\"k\",\"value\":%q}\n", large, large+"b")
+	s.ok(t, "import", "--format", formatNDJSON, "--parallel", "4", "-")
+	if got := f.state("default"); string(got["k"].value) != large+"b" {
+		t.Errorf("the earlier value stayed: %d bytes", len(got["k"].value))
 	}
 }
 
