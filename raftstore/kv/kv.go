@@ -241,13 +241,21 @@ func ParseBookmark(s string) (Bookmark, error) {
 
 func parseHex(dst []byte, s, what string) error {
 	if len(s) != 2*len(dst) {
-		return fmt.Errorf("%s %q: want %d hex digits", what, s, 2*len(dst))
+		return &hexError{what, s, 2 * len(dst)}
 	}
 	if _, err := hex.Decode(dst, []byte(s)); err != nil {
-		return fmt.Errorf("%s %q: want %d hex digits", what, s, 2*len(dst))
+		return &hexError{what, s, 2 * len(dst)}
 	}
 	return nil
 }
+
+// hexError is worded when it is read: whoever asks whether a title is an id does not read it.
+type hexError struct {
+	what, text string
+	digits     int
+}
+
+func (e *hexError) Error() string { return fmt.Sprintf("%s %q: want %d hex digits", e.what, e.text, e.digits) }
 
 // mustRandom fills b. crypto/rand.Read never returns an error; it ends the process when the system has no randomness.
 func mustRandom(b []byte) { _, _ = rand.Read(b) }
