@@ -255,7 +255,9 @@ type hexError struct {
 	digits     int
 }
 
-func (e *hexError) Error() string { return fmt.Sprintf("%s %q: want %d hex digits", e.what, e.text, e.digits) }
+func (e *hexError) Error() string {
+	return fmt.Sprintf("%s %q: want %d hex digits", e.what, e.text, e.digits)
+}
 
 // mustRandom fills b. crypto/rand.Read never returns an error; it ends the process when the system has no randomness.
 func mustRandom(b []byte) { _, _ = rand.Read(b) }
