@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync/atomic"
@@ -177,6 +178,7 @@ func (c *Cache) fly(t target, n need, refused *flight) (f *flight, joined bool) 
 		defer c.running.Add(-1)
 		ctx, cancel := context.WithTimeout(c.ctx, fillTimeout)
 		defer cancel()
+		deepen()
 		f.entry, f.tier, f.err = c.contained(ctx, f)
 		sh.mu.Lock()
 		if sh.flights[t.hash] == f {
@@ -186,6 +188,15 @@ func (c *Cache) fly(t target, n need, refused *flight) (f *flight, joined bool) 
 		close(f.done)
 	}()
 	return f, false
+}
+
+// deepen grows the stack of a new goroutine once, while there is next to nothing on it. A fill that reads the own store needs
+// about this much, and growing step by step, with all frames moved each time, was 6 % of what a strong read costs.
+//
+//go:noinline
+func deepen() {
+	var room [12 << 10]byte
+	runtime.KeepAlive(&room)
 }
 
 // contained runs a fill so that a panic in it fails its waiters and nobody else.

@@ -1,6 +1,7 @@
 package hitpath
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"log/slog"
@@ -66,12 +67,13 @@ type Server struct {
 	gone     chan struct{} // closed when no connection is on the path, and none will be
 	goneOnce sync.Once
 
-	mu       sync.Mutex                  // guards conns and listener; held for memory operations only
-	conns    map[*conn]struct{}          // those that the path has
-	listener net.Listener                // what Serve accepts from
-	running  sync.WaitGroup              // the goroutines of conns
-	clock    sync.WaitGroup              // keepTime
-	memory   struct{ in, out sync.Pool } // buffers of connections, and of answers on their way
+	mu       sync.Mutex         // guards conns and listener; held for memory operations only
+	conns    map[*conn]struct{} // those that the path has
+	listener net.Listener       // what Serve accepts from
+	running  sync.WaitGroup     // the goroutines of conns
+	clock    sync.WaitGroup     // keepTime
+	// memory has the buffers of connections, of answers on their way, and of readers of requests that are answered slowly.
+	memory struct{ in, out, text sync.Pool }
 }
 
 // New returns a server. It panics when its metrics are registered already.
@@ -89,6 +91,7 @@ func New(o Options) *Server {
 	s.counts[restShape] = [2]*api.Count{o.Counts.REST, o.Counts.REST}
 	s.counts[bindingShape] = [2]*api.Count{o.Counts.Binding, o.Counts.Binding}
 	s.memory.in.New = func() any { return new([readBytes]byte) }
+	s.memory.text.New = func() any { return bufio.NewReader(nil) }
 	s.memory.out.New = func() any { b := make([]byte, 0, writeBytes); return &b }
 	s.setDate(time.Now())
 	return s

@@ -14,11 +14,14 @@ import (
 // answerSlowly has the handler answer a request that memory cannot: the key is not held or is known to be absent, or the
 // handler refuses the request, or has to look at it. The connection waits meanwhile, and stays. done is false when nothing
 // has been answered, keep when the connection has to be closed.
-func (c *conn) answerSlowly(text []byte) (done, keep bool) {
+func (c *conn) answerSlowly(request []byte) (done, keep bool) {
 	if !c.flush() {
 		return true, false
 	}
-	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(text)))
+	text := c.s.memory.text.Get().(*bufio.Reader)
+	defer c.s.memory.text.Put(text)
+	text.Reset(bytes.NewReader(request))
+	r, err := http.ReadRequest(text)
 	if err != nil { // net/http is stricter than this package after all: it says so itself
 		return false, true
 	}
