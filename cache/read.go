@@ -21,6 +21,14 @@ type Read struct {
 	Bookmark kv.Bookmark
 	// Strong makes the read linearizable.
 	Strong bool
+	// Waited is told how long the read waited for fills; nil = nobody wants to know.
+	Waited *time.Duration
+}
+
+// wait counts what passes until the function that it returns is called.
+func (c *Cache) wait(waited *time.Duration) (end func()) {
+	began := c.Now()
+	return func() { *waited += c.Now() - began }
 }
 
 // Answer is what a read gives.
@@ -218,6 +226,9 @@ func (c *Cache) await(ctx context.Context, v *view, e *Entry, rd Read, expired <
 	if !c.ready.Load() {
 		return ans, false, kv.Errorf(kv.CodeUnavailable, "this node has just started and waits for its first word from the leader; retry")
 	}
+	if rd.Waited != nil {
+		defer c.wait(rd.Waited)()
+	}
 	// The reader's own least revision: the entry it found, the held entry and P first, W last.
 	t := v.target(rd.Namespace, rd.Key)
 	held, p := c.shard(t.hash).heldAndNoted(t)
@@ -275,6 +286,9 @@ func (c *Cache) ifError(v *view, e *Entry, rd Read, cause error) (Answer, bool) 
 // strong reads through the leader, past everything that is held. Each read asks for itself: the answer of a fill that
 // began earlier could be older than this read.
 func (c *Cache) strong(ctx context.Context, rd Read) (Answer, error) {
+	if rd.Waited != nil {
+		defer c.wait(rd.Waited)()
+	}
 	for range maxTries {
 		t := c.view.Load().target(rd.Namespace, rd.Key)
 		f, err := c.obtain(ctx, t, need{maxAge: fillTimeout, leader: true}, nil, func(f *flight) bool {

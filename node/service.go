@@ -65,7 +65,7 @@ func (s *service) Get(ctx context.Context, req api.GetRequest) (*api.Value, erro
 	if req.Consistency.Bounded {
 		rd.Limit, rd.Explicit = min(rd.Limit, req.Consistency.MaxStaleness), true
 	}
-	ans, err := s.cache.Get(ctx, rd)
+	ans, err := s.getTimed(ctx, rd, req.Timing)
 	if err != nil {
 		return nil, err
 	}

@@ -16,26 +16,30 @@ import (
 // Put seals the value, registers the key as in flight, has the write committed, stores the result in the own cache, tells
 // the mesh by a hint, and only then answers.
 func (s *service) Put(ctx context.Context, req api.PutRequest) (api.WriteResult, error) {
+	began := req.Timing.Now()
 	v, err := s.stage(ctx, req)
+	req.Timing.Since(api.TimingBody, "", began)
 	if err != nil {
 		return api.WriteResult{}, err
 	}
 	return s.writeOne(ctx, api.Write{
 		Namespace: req.Namespace, Key: req.Key, Value: v, Metadata: req.Metadata, Expiry: req.Expiry, Cond: req.Cond,
-	})
+	}, req.Timing)
 }
 
 // Delete removes one key. Deleting a missing key succeeds and changes nothing.
 func (s *service) Delete(ctx context.Context, req api.DeleteRequest) (api.WriteResult, error) {
-	return s.writeOne(ctx, api.Write{Namespace: req.Namespace, Key: req.Key, Cond: req.Cond})
+	return s.writeOne(ctx, api.Write{Namespace: req.Namespace, Key: req.Key, Cond: req.Cond}, req.Timing)
 }
 
-func (s *service) writeOne(ctx context.Context, w api.Write) (api.WriteResult, error) {
+func (s *service) writeOne(ctx context.Context, w api.Write, t *api.Timing) (api.WriteResult, error) {
 	p, err := s.prepare(w)
 	if err != nil {
 		return api.WriteResult{}, err
 	}
+	began := t.Now()
 	done := s.carryOut(ctx, []*pending{p})
+	t.Since(api.TimingCommit, "", began)
 	return done[0].res, done[0].err
 }
 

@@ -42,6 +42,9 @@ func (x *Exchange) Writer() http.ResponseWriter { return x.w }
 // Request is the request.
 func (x *Exchange) Request() *http.Request { return x.r }
 
+// Timing collects where the time goes; nil when nobody asked.
+func (x *Exchange) Timing() *Timing { return x.w.timing }
+
 // SetRoute names the call for metrics and logs, by one of a closed set of names.
 func (x *Exchange) SetRoute(name string) { x.route = name }
 
@@ -49,7 +52,11 @@ func (x *Exchange) SetRoute(name string) { x.route = name }
 func (f *Frame) Serve(x *Exchange, w http.ResponseWriter, r *http.Request, run func() error) {
 	*x = Exchange{w: &recorder{ResponseWriter: w}, r: r, route: routeOther, start: time.Now()}
 	defer f.finish(x)
-	if err := run(); err != nil {
+	var err error
+	if x.w.timing, err = askedTiming(r, x.start); err == nil {
+		err = run()
+	}
+	if err != nil {
 		f.failed(x, err)
 	}
 }
@@ -108,22 +115,31 @@ type recorder struct {
 	http.ResponseWriter
 	status int // 0 until the header is written
 	bytes  int64
+	timing *Timing // nil = not asked for
 }
 
 func (w *recorder) WriteHeader(status int) {
 	if w.status == 0 && status >= 200 {
-		w.status = status
+		w.begin(status)
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
 
 func (w *recorder) Write(p []byte) (int, error) {
 	if w.status == 0 {
-		w.status = http.StatusOK
+		w.begin(http.StatusOK)
 	}
 	n, err := w.ResponseWriter.Write(p)
 	w.bytes += int64(n)
 	return n, err
+}
+
+// begin is told of the status just before the head is sent.
+func (w *recorder) begin(status int) {
+	w.status = status
+	if w.timing != nil {
+		w.timing.set(w.Header())
+	}
 }
 
 // Unwrap lets http.ResponseController reach the connection.

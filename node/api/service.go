@@ -52,6 +52,8 @@ type GetRequest struct {
 	// HeadOnly says that the body will not be read.
 	HeadOnly    bool
 	Consistency Consistency
+	// Timing is told of TimingCache and TimingFill; nil = nobody asked.
+	Timing *Timing
 }
 
 // Consistency is what a read demands beyond the default.
@@ -131,6 +133,8 @@ type PutRequest struct {
 	// Size is the number of bytes that Body will give, -1 when unknown. A body that gives more or fewer is
 	// CodeInvalidBody.
 	Size int64
+	// Timing is told of TimingBody and TimingCommit; nil = nobody asked.
+	Timing *Timing
 }
 
 // DeleteRequest removes one key. Deleting a missing key succeeds.
@@ -138,6 +142,8 @@ type DeleteRequest struct {
 	Namespace kv.Namespace
 	Key       string
 	Cond      Cond
+	// Timing is told of TimingCommit; nil = nobody asked.
+	Timing *Timing
 }
 
 // WriteResult is the outcome of an acknowledged write.

@@ -93,6 +93,7 @@ func (s *surface) lookup(c *call, ttl time.Duration) (*Value, error) {
 	}
 	return s.svc.Get(ctx, GetRequest{
 		Namespace: ns, Key: c.rest, CacheTTL: ttl, HeadOnly: c.r.Method == http.MethodHead, Consistency: c.demands,
+		Timing: c.Timing(),
 	})
 }
 
@@ -179,7 +180,9 @@ func (s *surface) sendValue(c *call, v *Value, tag string) error {
 	default:
 		ctx, touch, stop := idleContext(c.r.Context(), s.timeout)
 		defer stop()
+		began := c.Timing().Now()
 		opened, err := v.Open(ctx, part.start, part.length)
+		c.Timing().Since(TimingOpen, "", began)
 		if err != nil {
 			return err
 		}

@@ -21,7 +21,7 @@ type writeDoc struct {
 
 // putValue answers PUT of a key. Everything that can be refused is refused before the body is read.
 func (s *surface) putValue(c *call) error {
-	req := PutRequest{Key: c.rest, Size: c.r.ContentLength}
+	req := PutRequest{Key: c.rest, Size: c.r.ContentLength, Timing: c.Timing()}
 	if err := kv.ValidateKey(c.rest); err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func (s *surface) deleteValue(c *call) error {
 	if err != nil {
 		return err
 	}
-	res, err := s.svc.Delete(ctx, DeleteRequest{Namespace: ns, Key: c.rest, Cond: cond})
+	res, err := s.svc.Delete(ctx, DeleteRequest{Namespace: ns, Key: c.rest, Cond: cond, Timing: c.Timing()})
 	if err != nil {
 		return writeFailed(err)
 	}

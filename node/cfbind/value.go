@@ -31,7 +31,7 @@ func (h *Handler) get(c *call) error {
 	if mutNoAgeLimit {
 		ttl = cfkv.DefaultCacheTTL
 	}
-	req := api.GetRequest{Key: key, CacheTTL: ttl}
+	req := api.GetRequest{Key: key, CacheTTL: ttl, Timing: c.Timing()}
 	if req.Consistency, err = api.Demands(c.Request()); err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ func (h *Handler) put(c *call) error {
 	if err != nil {
 		return err
 	}
-	req := api.PutRequest{Key: key, Size: r.ContentLength}
+	req := api.PutRequest{Key: key, Size: r.ContentLength, Timing: c.Timing()}
 	var problem *cfkv.Problem
 	req.Expiry, problem = cfkv.Expiry(c.query.number("expiration_ttl"), c.query.number("expiration"), h.svc.MeshTime())
 	if problem != nil {
@@ -182,7 +182,7 @@ func (h *Handler) delete(c *call) error {
 	if err := h.mayWrite(ns, key); err != nil {
 		return err
 	}
-	if _, err := h.svc.Delete(ctx, api.DeleteRequest{Namespace: ns, Key: key}); err != nil {
+	if _, err := h.svc.Delete(ctx, api.DeleteRequest{Namespace: ns, Key: key, Timing: c.Timing()}); err != nil {
 		return api.WriteFailed(err)
 	}
 	done(c.Writer())

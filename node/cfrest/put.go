@@ -73,7 +73,9 @@ func (s *surface) putRaw(ctx context.Context, c *call, ns kv.Namespace, expiry i
 		return throttled()
 	}
 	body := newBody(c.r, kv.MaxValueBytes, touch)
-	_, err := s.svc.Put(ctx, api.PutRequest{Namespace: ns, Key: c.key, Expiry: expiry, Body: body, Size: c.r.ContentLength})
+	_, err := s.svc.Put(ctx, api.PutRequest{
+		Namespace: ns, Key: c.key, Expiry: expiry, Body: body, Size: c.r.ContentLength, Timing: c.Timing(),
+	})
 	return body.explain(err)
 }
 

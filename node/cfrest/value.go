@@ -24,7 +24,9 @@ func (s *surface) lookup(c *call, headOnly bool) (*api.Value, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, err := s.svc.Get(ctx, api.GetRequest{Namespace: ns, Key: c.key, CacheTTL: cfkv.DefaultCacheTTL, HeadOnly: headOnly})
+	v, err := s.svc.Get(ctx, api.GetRequest{
+		Namespace: ns, Key: c.key, CacheTTL: cfkv.DefaultCacheTTL, HeadOnly: headOnly, Timing: c.Timing(),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +106,7 @@ func (s *surface) deleteValue(c *call) error {
 	if !s.limit.Allow(ns.ID, c.key) {
 		return throttled()
 	}
-	if _, err := s.svc.Delete(ctx, api.DeleteRequest{Namespace: ns, Key: c.key}); err != nil {
+	if _, err := s.svc.Delete(ctx, api.DeleteRequest{Namespace: ns, Key: c.key, Timing: c.Timing()}); err != nil {
 		return api.WriteFailed(err)
 	}
 	return c.ok(nil, nil)

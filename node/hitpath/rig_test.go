@@ -302,6 +302,13 @@ func appendQuoted(b, p []byte) []byte {
 
 var dateLine = regexp.MustCompile(`Date: [A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT\r\n`)
 
+var tookTime = regexp.MustCompile(`;dur=\d+\.\d{3}`)
+
+// masked is an answer without what is not the same twice.
+func masked(answer string) string {
+	return tookTime.ReplaceAllString(dateLine.ReplaceAllString(answer, "Date: now\r\n"), ";dur=0")
+}
+
 // listener hands out scripted connections.
 type listener struct {
 	conns  chan net.Conn
@@ -339,7 +346,7 @@ func (l *listener) send(t testing.TB, pieces [][]byte) string {
 	case <-time.After(time.Minute):
 		t.Fatalf("sent %s\nthe connection is still open after a minute; so far %q", shown(pieces), c.output())
 	}
-	return dateLine.ReplaceAllString(c.output(), "Date: now\r\n")
+	return masked(c.output())
 }
 
 // scripted is a connection whose client has sent everything that it will ever send.
