@@ -58,6 +58,9 @@ type limitedConn struct {
 	handling atomic.Bool
 	// phrase replaces the reason phrase of the next status line that it fits; nil = none does.
 	phrase atomic.Pointer[phrase]
+	// opaque says that what is written is not HTTP/1 (TLS records, HTTP/2's frames), and nothing in it is looked for. It
+	// is set before the connection is given to whoever writes.
+	opaque bool
 	// unread is what somebody has read already of a connection that net/http then serves; see Taken.
 	unread []byte
 }
@@ -89,6 +92,9 @@ func (c *limitedConn) CloseWrite() error {
 
 // Write sends p, or, when p is a refusal by net/http in plain text, the same refusal as this surface words it.
 func (c *limitedConn) Write(p []byte) (int, error) {
+	if c.opaque {
+		return c.Conn.Write(p)
+	}
 	told, ok := c.retold(p)
 	if !ok {
 		return c.Conn.Write(p)
@@ -135,16 +141,23 @@ func refusal(p []byte) ([]byte, bool) {
 	if status >= 500 {
 		e.Code = kv.CodeUnsupportedByPeer
 	}
+	told := refusalOf(status, e)
+	return told, told != nil
+}
+
+// refusalOf is the whole answer to a request that no handler sees, after which the connection is closed; nil when there is
+// none.
+func refusalOf(status int, e *kv.Error) []byte {
 	body, err := marshal(errorJSON{errorBody(e)})
 	if err != nil {
-		return nil, false
+		return nil
 	}
 	var b bytes.Buffer
 	b.WriteString("HTTP/1.1 " + strconv.Itoa(status) + " " + http.StatusText(status))
 	b.WriteString("\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store")
 	b.WriteString("\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\nConnection: close\r\n\r\n")
 	b.Write(body)
-	return b.Bytes(), true
+	return b.Bytes()
 }
 
 func refusalText(status int, text []byte) string {

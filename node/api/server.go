@@ -26,6 +26,12 @@ const (
 	drainTimeout = 5 * time.Second
 	// progressBytes is how much of an answer a client has to take within progressTimeout; a larger write is cut up.
 	progressBytes = 64 << 10
+	// maxStreams is how many requests one HTTP/2 connection has under way, each of which costs a goroutine. RFC 9113 asks
+	// for 100 or more.
+	maxStreams = 128
+	// streamWindow is what a client may send of the bodies on one HTTP/2 connection before somebody has read it: memory of
+	// this node's. It carries 20 MB/s over a round trip of 50 ms.
+	streamWindow = 1 << 20
 )
 
 // ServerOptions are the limits of one HTTP listener. Zero values are the defaults.
@@ -33,6 +39,9 @@ type ServerOptions struct {
 	Logger *slog.Logger // nil = discard
 	// Progress is how long a request's or answer's body may stand still; 0 = 30 s.
 	Progress time.Duration
+	// HTTP2 makes it a server of HTTP/2 as well: on connections that are a *tls.Conn and negotiated it, and by prior
+	// knowledge on connections in clear.
+	HTTP2 bool
 }
 
 // NewServer returns an http.Server with the limits that every HTTP listener of a node has: time and size of the request
@@ -46,7 +55,7 @@ func NewServer(h http.Handler, o ServerOptions) *http.Server {
 	if o.Progress == 0 {
 		o.Progress = progressTimeout
 	}
-	return &http.Server{
+	s := &http.Server{
 		Handler:           &progressHandler{next: h, limit: o.Progress},
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
@@ -64,6 +73,17 @@ func NewServer(h http.Handler, o ServerOptions) *http.Server {
 			}
 		},
 	}
+	s.Protocols = new(http.Protocols)
+	s.Protocols.SetHTTP1(true)
+	if o.HTTP2 {
+		s.Protocols.SetHTTP2(true)
+		s.Protocols.SetUnencryptedHTTP2(true)
+		s.HTTP2 = &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: streamWindow, MaxReceiveBufferPerStream: streamWindow,
+			WriteByteTimeout: o.Progress,
+		}
+	}
+	return s
 }
 
 // connKey finds the connection of a request in its context.

@@ -262,7 +262,7 @@ func TestLimitListenerCloses(t *testing.T) {
 func TestHTTP2(t *testing.T) {
 	r := newRig(t)
 	ts := httptest.NewUnstartedServer(nil)
-	ts.Config = NewServer(r.h, ServerOptions{})
+	ts.Config = NewServer(r.h, ServerOptions{HTTP2: true})
 	ts.Listener = LimitListener(ts.Listener, 1)
 	ts.EnableHTTP2 = true
 	ts.StartTLS()

@@ -2,7 +2,11 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
+	"net/http"
+
+	"kvmesh/raftstore/kv"
 )
 
 // Taken is a connection of LimitListener whose first requests are answered by somebody else than net/http: by the hit path.
@@ -44,6 +48,27 @@ func (t Taken) Write(p []byte) (int, error) { return t.lc.Write(p) }
 func (t Taken) HandOver(unread []byte) net.Conn {
 	t.lc.unread = append([]byte(nil), unread...)
 	return t.lc
+}
+
+// HandOverOpaque is HandOver for a connection on which HTTP/2 is spoken: what is written to it is sent as it is.
+func (t Taken) HandOverOpaque(unread []byte) net.Conn {
+	t.lc.opaque = true
+	return t.HandOver(unread)
+}
+
+// Secure begins TLS on the connection. What it returns is the connection above TLS, for everything that Taken is for; the
+// handshake happens with the first read, or when the caller asks for it. Closing either gives the slot back. A connection
+// that negotiates HTTP/2 is given to net/http as the bare *tls.Conn, because it does not look for HTTP/2 on any other.
+func (t Taken) Secure(c *tls.Config) (Taken, *tls.Conn) {
+	t.lc.opaque = true
+	secured := tls.Server(t.lc, c)
+	return Taken{&limitedConn{Conn: secured, release: func() {}}}, secured
+}
+
+// RefuseClear is the answer to an HTTP request in clear on a port that speaks TLS.
+func RefuseClear() []byte {
+	return refusalOf(http.StatusBadRequest, kv.Errorf(kv.CodeInvalidParameter,
+		"this port speaks TLS, and the request came in clear: write https:// in its URL"))
 }
 
 // Count counts the answers of one route that were given outside of Frame.Serve, without looking up a label.

@@ -119,7 +119,7 @@ func (c *conn) writeLarge(body []byte) {
 		_, err = c.raw.Write(body[:min(len(body), pieceBytes)])
 	}
 	if err != nil {
-		c.close()
+		c.cut()
 	}
 }
 

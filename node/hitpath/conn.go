@@ -32,6 +32,8 @@ type conn struct {
 	s     *Server
 	taken api.Taken
 	raw   net.Conn
+	base  api.Taken // as it was accepted, below TLS; never changes
+	isTLS bool
 	standing
 
 	in         *[readBytes]byte
@@ -51,12 +53,12 @@ type conn struct {
 }
 
 func newConn(s *Server, taken api.Taken) *conn {
-	c := &conn{s: s, taken: taken, raw: taken.Raw()}
+	c := &conn{s: s, taken: taken, raw: taken.Raw(), base: taken, isTLS: s.opts.TLS != nil}
 	c.standing.set(phaseNew, s.tick.Load())
 	return c
 }
 
-// close closes the connection. Any goroutine may call it.
+// close closes the connection. Behind TLS it says goodbye, which may take a while, and is for the connection's own goroutine.
 func (c *conn) close() {
 	c.standing.gone()
 	_ = c.taken.Close() // there is nobody to tell
@@ -64,17 +66,41 @@ func (c *conn) close() {
 
 // serve answers the connection's requests until it ends or is handed over.
 func (c *conn) serve() {
+	if c.isTLS {
+		switch h2, ok := c.secure(); {
+		case !ok:
+			c.s.forget(c)
+			c.close()
+			return
+		case h2:
+			c.s.forget(c)
+			c.handOver(whyHTTP2, c.s.http2(), c.raw)
+			return
+		}
+	}
 	c.in = c.s.memory.in.Get().(*[readBytes]byte)
 	why := c.runSafely()
 	c.s.forget(c)
-	if why != "" && c.standing.gone() {
-		c.s.metrics.handed.WithLabelValues(why).Inc()
-		c.s.handoff.give(c.taken.HandOver(c.in[c.start:c.end]))
-	} else {
+	switch unread := c.in[c.start:c.end]; {
+	case why == "":
 		c.close()
+	case c.speaksHTTP2():
+		c.handOver(whyHTTP2, c.s.http2(), c.taken.HandOverOpaque(unread))
+	default:
+		c.handOver(why, c.s.nexts[0], c.taken.HandOver(unread))
 	}
 	c.release()
 	c.s.memory.in.Put(c.in)
+}
+
+// handOver gives what the connection has become to another server, unless its end has been decided.
+func (c *conn) handOver(why string, to *next, nc net.Conn) {
+	if !c.standing.gone() {
+		_ = nc.Close() // there is nobody to tell
+		return
+	}
+	c.s.metrics.handed.WithLabelValues(why).Inc()
+	to.give(nc)
 }
 
 // runSafely is run, and a panic within it costs this connection only.
@@ -130,8 +156,8 @@ func (c *conn) read() (why string, ok bool) {
 	if err == nil {
 		return "", true
 	}
-	// What has come of a head may deserve an answer.
-	if errors.Is(err, io.EOF) && c.end > 0 && (!c.answered || c.end >= leastUnread) {
+	// What has come of a head may deserve an answer. Behind TLS a client that goes without a goodbye is an unexpected end.
+	if (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) && c.end > 0 && (!c.answered || c.end >= leastUnread) {
 		return whyEnd, false
 	}
 	return "", false
@@ -182,7 +208,7 @@ func (c *conn) flush() bool {
 	_, err := c.raw.Write(*c.out)
 	*c.out = (*c.out)[:0]
 	if err != nil {
-		c.close()
+		c.cut()
 	}
 	return err == nil
 }

@@ -7,6 +7,8 @@ type metrics struct {
 	conns  prometheus.Gauge
 	cut    prometheus.Counter
 	handed *prometheus.CounterVec // why
+	// refused counts TLS handshakes that came to nothing.
+	refused prometheus.Counter
 }
 
 // The reasons for which a connection is handed over.
@@ -15,6 +17,7 @@ const (
 	whyLong     = "long"     // a head that does not fit
 	whyEnd      = "end"      // the client ended within a head
 	whyDraining = "draining" // the node is about to stop
+	whyHTTP2    = "http2"    // HTTP/2 is spoken
 )
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -29,9 +32,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		handed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kvmesh_hitpath_connections_handed_over_total", Help: "Connections given to net/http for good, by why.",
 		}, []string{"why"}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kvmesh_hitpath_handshakes_failed_total",
+			Help: "TLS handshakes of public connections that failed, or were not made in time.",
+		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.conns, m.cut, m.handed)
+		reg.MustRegister(m.conns, m.cut, m.handed, m.refused)
 	}
 	return m
 }

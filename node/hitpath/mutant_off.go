@@ -9,4 +9,7 @@ const (
 	mutTwoHosts      = false
 	mutSpaceColon    = false
 	mutContentLength = false
+
+	mutLatePreface = false
+	mutHandshake   = false
 )

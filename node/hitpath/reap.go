@@ -35,6 +35,13 @@ func (st *standing) headBegins(tick uint64) {
 	st.set(phaseHead, tick)
 }
 
+// handshaken begins phaseNew again, unless the standing has ended.
+func (st *standing) handshaken(tick uint64) {
+	if old := st.word.Load(); phase(old&7) == phaseNew {
+		st.word.CompareAndSwap(old, tick<<3|uint64(phaseNew))
+	}
+}
+
 // gone ends the standing, and reports false when somebody else has.
 func (st *standing) gone() bool { return phase(st.word.Swap(uint64(phaseGone))&7) != phaseGone }
 
@@ -66,13 +73,13 @@ func (s *Server) keepTime() {
 			s.setDate(now)
 			tick := s.tick.Add(1)
 			var cut int
-			s.closeConns(func(c *conn) bool {
+			s.eachConn(func(c *conn) bool {
 				late := c.standing.overdue(tick)
 				if late {
 					cut++
 				}
 				return late
-			})
+			}, (*conn).wake)
 			s.metrics.cut.Add(float64(cut))
 		case <-s.ctx.Done():
 			return

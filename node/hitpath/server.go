@@ -3,6 +3,7 @@ package hitpath
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -36,6 +37,11 @@ type Options struct {
 	// Next serves the connections that the path gives up. It answers by Handler too, and is the caller's to configure; the
 	// Server starts and ends it.
 	Next *http.Server
+	// HTTP2 serves the connections on which HTTP/2 is spoken, answers by Handler, is configured for HTTP/2, and is started and
+	// ended as Next is; nil = HTTP/2 is not known.
+	HTTP2 *http.Server
+	// TLS is spoken on all connections; nil = none. It offers h2 only beside HTTP2.
+	TLS *tls.Config
 	// Accepts reports whether the value of an Authorization header lets a request in; nil = no request needs one.
 	Accepts func(authorization []byte) bool
 	Counts  Counts
@@ -53,8 +59,8 @@ type Server struct {
 	log     *slog.Logger
 	metrics *metrics
 	counts  [numShapes][2]*api.Count // by shape, GET and HEAD
-	handoff *handoff
-	ctx     context.Context // of the requests that Handler answers
+	nexts   []*next                  // Next and HTTP2
+	ctx     context.Context          // of the requests that Handler answers
 	cancel  context.CancelFunc
 
 	began    time.Time              // New
@@ -80,8 +86,11 @@ type Server struct {
 func New(o Options) *Server {
 	s := &Server{
 		opts: o, began: time.Now(), log: o.Logger, metrics: newMetrics(o.Metrics), ended: make(chan struct{}), gone: make(chan struct{}),
-		conns:   make(map[*conn]struct{}),
-		handoff: &handoff{conns: make(chan net.Conn), closed: make(chan struct{})},
+		conns: make(map[*conn]struct{}),
+		nexts: []*next{newNext(o.Next)},
+	}
+	if o.HTTP2 != nil { // the last one: http2
+		s.nexts = append(s.nexts, newNext(o.HTTP2))
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -97,10 +106,12 @@ func New(o Options) *Server {
 	return s
 }
 
-// Serve accepts the connections of l, which is a LimitListener's; those of others go to Next at once. It returns
-// http.ErrServerClosed after Shutdown or Close, and otherwise the error that ended it.
+// Serve accepts the connections of l, which is a LimitListener's; with TLS none other will do, and without it those of
+// others go to Next at once. It returns http.ErrServerClosed after Shutdown or Close, and otherwise the error that ended it.
 func (s *Server) Serve(l net.Listener) error {
-	s.handoff.addr = l.Addr()
+	for _, n := range s.nexts {
+		n.addr = l.Addr()
+	}
 	s.mu.Lock()
 	late := s.stopping.Load()
 	if !late {
@@ -111,8 +122,10 @@ func (s *Server) Serve(l net.Listener) error {
 	if late {
 		return errors.Join(http.ErrServerClosed, l.Close())
 	}
-	next := make(chan error, 1)
-	go func() { next <- s.opts.Next.Serve(s.handoff) }()
+	served := make(chan error, len(s.nexts))
+	for _, n := range s.nexts {
+		go func() { served <- n.server.Serve(n) }()
+	}
 	err := s.accept(l)
 	if s.isEnded() {
 		err = http.ErrServerClosed
@@ -121,8 +134,10 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 	s.running.Wait()
 	s.goneOnce.Do(func() { close(s.gone) })
-	if nextErr := ended(<-next); nextErr != nil { // it has been told to end, or has by itself
-		err = errors.Join(err, nextErr)
+	for range s.nexts {
+		if nextErr := ended(<-served); nextErr != nil { // it has been told to end, or has by itself
+			err = errors.Join(err, nextErr)
+		}
 	}
 	s.clock.Wait()
 	return err
@@ -177,8 +192,13 @@ func (s *Server) accept(l net.Listener) error {
 // start begins to serve a connection.
 func (s *Server) start(nc net.Conn) {
 	taken, ok := api.Take(nc)
-	if !ok {
-		s.handoff.give(nc)
+	switch {
+	case !ok && s.opts.TLS != nil:
+		s.log.Error("a connection is not a LimitListener's, and TLS cannot be put on it")
+		_ = nc.Close() // there is nobody to tell
+		return
+	case !ok:
+		s.nexts[0].give(nc)
 		return
 	}
 	c := newConn(s, taken)
@@ -218,23 +238,32 @@ func (s *Server) Drain() { s.draining.Store(true) }
 // ends first, all are closed, and not waited for.
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.stop()
-	s.closeConns(func(c *conn) bool { return c.atRest() })
+	s.eachConn(func(c *conn) bool { return c.atRest() }, (*conn).wake)
 	select {
 	case <-s.gone:
 	case <-ctx.Done():
 		err = errors.Join(err, ctx.Err())
 	}
 	s.cancel()
-	s.closeConns(func(*conn) bool { return true })
-	return errors.Join(err, s.opts.Next.Shutdown(ctx))
+	s.eachConn(func(*conn) bool { return true }, (*conn).cut)
+	errs := make([]error, len(s.nexts))
+	var all sync.WaitGroup
+	for i, n := range s.nexts {
+		all.Go(func() { errs[i] = n.server.Shutdown(ctx) })
+	}
+	all.Wait()
+	return errors.Join(err, errors.Join(errs...))
 }
 
 // Close ends the server and closes all connections at once. It waits for nothing; Serve does.
 func (s *Server) Close() error {
 	err := s.stop()
 	s.cancel()
-	s.closeConns(func(*conn) bool { return true })
-	return errors.Join(err, s.opts.Next.Close())
+	s.eachConn(func(*conn) bool { return true }, (*conn).cut)
+	for _, n := range s.nexts {
+		err = errors.Join(err, n.server.Close())
+	}
+	return err
 }
 
 // stop ends accepting.
@@ -253,8 +282,8 @@ func (s *Server) stop() error {
 	return nil
 }
 
-// closeConns closes the connections that which picks.
-func (s *Server) closeConns(which func(*conn) bool) {
+// eachConn does what end does to the connections that which picks.
+func (s *Server) eachConn(which func(*conn) bool, end func(*conn)) {
 	var chosen []*conn
 	s.mu.Lock()
 	for c := range s.conns {
@@ -264,39 +293,6 @@ func (s *Server) closeConns(which func(*conn) bool) {
 	}
 	s.mu.Unlock()
 	for _, c := range chosen {
-		c.close()
+		end(c)
 	}
 }
-
-// handoff is the listener of Next: its connections are those that the path gives up.
-type handoff struct {
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-	addr   net.Addr
-}
-
-// give hands a connection over, or closes it when Next has ended.
-func (h *handoff) give(c net.Conn) {
-	select {
-	case h.conns <- c:
-	case <-h.closed:
-		_ = c.Close() // the node ends, and the client is told so by that
-	}
-}
-
-func (h *handoff) Accept() (net.Conn, error) {
-	select {
-	case c := <-h.conns:
-		return c, nil
-	case <-h.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (h *handoff) Close() error {
-	h.once.Do(func() { close(h.closed) })
-	return nil
-}
-
-func (h *handoff) Addr() net.Addr { return h.addr }

@@ -138,7 +138,9 @@ func (w *answer) send() {
 	}
 	if w.err == nil {
 		w.c.standing.set(phaseWrite, w.c.s.tick.Load())
-		_, w.err = w.c.taken.Write(*out)
+		if _, w.err = w.c.taken.Write(*out); w.err != nil {
+			w.c.cut()
+		}
 		w.c.standing.set(phaseBusy, w.c.s.tick.Load())
 	}
 	*out = (*out)[:0]
