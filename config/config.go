@@ -64,6 +64,9 @@ type Listen struct {
 	HTTP, Peer, Gossip, Admin string
 	// Advertise is the host, without a port, that the others use. Empty: the host of each listener.
 	Advertise string
+	// HTTPCert and HTTPKey are the PEM files of a certificate with its chain, and of its private key: with them the public
+	// listener speaks TLS. Both or neither.
+	HTTPCert, HTTPKey string
 }
 
 // Mesh says how the node finds the others and proves that it belongs to them.

@@ -76,7 +76,7 @@ func TestEverySettingFromEverySource(t *testing.T) {
 	sample := map[string]string{
 		"name": "n1", "role": "edge", "region": "eu-west", "data-dir": "/var/lib/kvmesh", "http": "127.0.0.1:1", "peer": "127.0.0.1:2",
 		"gossip": "127.0.0.1:3", "admin": "127.0.0.1:4", "advertise": "host", "join": "a:1,b:2", "bootstrap-expect": "3",
-		"mesh-key": "m.key", "profile": "wan", "api-token-file": "t", "open-http": "true", "strict-limits": "true", "cache-size": "64MiB",
+		"http-cert": "c.pem", "http-key": "k.pem", "mesh-key": "m.key", "profile": "wan", "api-token-file": "t", "open-http": "true", "strict-limits": "true", "cache-size": "64MiB",
 		"log-level": "debug", "log-format": "json",
 	}
 	for _, s := range Settings() {
@@ -211,6 +211,11 @@ func TestValidate(t *testing.T) {
 		{"advertised nowhere", func(c *Config) { c.Listen.Advertise = "0.0.0.0" }, "advertise", "reach this one"},
 		{"advertised with a port", func(c *Config) { c.Listen.Advertise = "h:1" }, "advertise", "without scheme and port"},
 		{"open HTTP by accident", func(c *Config) { c.Listen.HTTP = "10.0.0.1:8580" }, "http", "--api-token-file FILE"},
+		{"a certificate without its key", func(c *Config) { c.Listen.HTTPCert = "c.pem" }, "http-key", "add --http-key FILE"},
+		{"a key without its certificate", func(c *Config) { c.Listen.HTTPKey = "k.pem" }, "http-cert", "add --http-cert FILE"},
+		{"a key in place of its file", func(c *Config) {
+			c.Listen.HTTPCert, c.Listen.HTTPKey = "c.pem", "-----BEGIN PRIVATE KEY-----"
+		}, "http-key", "name the file"},
 		{"a name is not loopback", func(c *Config) { c.Listen.HTTP = "example.org:8580" }, "http", "--open-http"},
 		{"open HTTP on purpose", func(c *Config) { c.Listen.HTTP, c.API.OpenHTTP = "10.0.0.1:8580", true }, "", ""},
 		{"HTTP with a token", func(c *Config) { c.Listen.HTTP, c.API.TokenFile = "10.0.0.1:8580", "t" }, "", ""},

@@ -89,6 +89,15 @@ func listenSettings() []Setting {
 			Usage: "address of the public HTTP API",
 		}, func(c *Config) *string { return &c.Listen.HTTP }),
 		text(Setting{
+			Name: "http-cert", YAML: "listen.http-cert", Placeholder: "FILE",
+			Usage: "PEM file with the certificate of the public HTTP API and its chain: it speaks TLS, and HTTP/2 where clients can; " +
+				"read again when it changes; needs --http-key",
+		}, func(c *Config) *string { return &c.Listen.HTTPCert }),
+		text(Setting{
+			Name: "http-key", YAML: "listen.http-key", Placeholder: "FILE", Secret: true,
+			Usage: "PEM file with the private key of --http-cert",
+		}, func(c *Config) *string { return &c.Listen.HTTPKey }),
+		text(Setting{
 			Name: "peer", YAML: "listen.peer", Placeholder: "HOST:PORT", Default: "127.0.0.1:8581",
 			Usage: "address for the other nodes (TLS, mutual authentication)",
 		}, func(c *Config) *string { return &c.Listen.Peer }),

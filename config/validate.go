@@ -86,6 +86,17 @@ func (c Config) checkListen(ps *Problems) {
 	case a != "" && !isHost(a):
 		ps.add("advertise", "write a host name or an IP address, without scheme and port", "%q is not a host", a)
 	}
+	switch cert, key := c.Listen.HTTPCert, c.Listen.HTTPKey; {
+	case cert != "" && key == "":
+		ps.add("http-key", "add --http-key FILE with the private key of the certificate, or leave --http-cert out to speak HTTP in clear",
+			"is missing, but --http-cert is %s", cert)
+	case cert == "" && key != "":
+		ps.add("http-cert", "add --http-cert FILE with the certificate of the key and its chain, or leave --http-key out to speak HTTP in clear",
+			"is missing, but --http-key is given")
+	case strings.Contains(key, "-----BEGIN"):
+		ps.add("http-key", "write the key into a file that only this user can read, and name the file",
+			"is the key itself, which everybody on this machine can see now, and not the name of a file")
+	}
 	host, _, msg := splitAddress(c.Listen.HTTP)
 	if msg == "" && !isLoopback(host) && c.API.TokenFile == "" && !c.API.OpenHTTP {
 		ps.add("http", "add --api-token-file FILE, or --open-http if everybody who reaches the port may read and write",

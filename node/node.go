@@ -37,6 +37,7 @@ import (
 	"kvmesh/gossip"
 	"kvmesh/node/api"
 	"kvmesh/node/certs"
+	"kvmesh/node/httpcert"
 	"kvmesh/node/ops"
 	"kvmesh/node/peer"
 	"kvmesh/node/wire"
@@ -90,6 +91,7 @@ type Node struct {
 	newControl atomic.Pointer[kv.Control]
 
 	httpLn, adminLn net.Listener
+	httpCert        *httpcert.Keeper // nil = the public listener speaks no TLS
 	http            httpServer
 	admin           *http.Server
 	ops             *ops.Handler
@@ -164,8 +166,16 @@ func (n *Node) openDirectory() (err error) {
 
 func (n *Node) component(name string) *slog.Logger { return n.log.With("component", name) }
 
-// openListeners opens the HTTP and admin ports.
+// openListeners opens the HTTP and admin ports, and reads the certificate of the first.
 func (n *Node) openListeners() (err error) {
+	if n.opts.HTTPCert != "" || n.opts.HTTPKey != "" {
+		n.httpCert, err = httpcert.Open(httpcert.Options{
+			CertFile: n.opts.HTTPCert, KeyFile: n.opts.HTTPKey, Logger: n.component("http"), Metrics: n.reg,
+		})
+		if err != nil {
+			return err
+		}
+	}
 	if n.httpLn, err = n.opts.listen("http", n.opts.HTTP); err != nil {
 		return err
 	}
@@ -461,7 +471,13 @@ func anyMember(certs.Identity) bool { return true }
 func (n *Node) ID() string { return n.id.nodeID }
 
 // HTTPURL, AdminURL and GossipAddr are where the node listens.
-func (n *Node) HTTPURL() string { return "http://" + n.httpLn.Addr().String() }
+func (n *Node) HTTPURL() string {
+	scheme := "http://"
+	if n.httpCert != nil {
+		scheme = "https://"
+	}
+	return scheme + n.httpLn.Addr().String()
+}
 
 // AdminURL is the base URL of the admin listener.
 func (n *Node) AdminURL() string { return "http://" + n.adminLn.Addr().String() }

@@ -25,6 +25,9 @@ type Options struct {
 	// DataDir belongs to this node alone.
 	DataDir                   string
 	HTTP, Peer, Gossip, Admin string
+	// HTTPCert and HTTPKey are PEM files: the public listener speaks TLS when they are given, both. They are read again when
+	// they change.
+	HTTPCert, HTTPKey string
 	// AdvertiseHost is the host by which the others reach this node; "" = the host of each listener.
 	AdvertiseHost string
 	Join          []string

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/hex"
 	"log/slog"
 	"net"
@@ -26,12 +27,32 @@ func (n *Node) openPublic(log *slog.Logger) httpServer {
 	handler := n.untilDrained(surfaces)
 	o := hitpath.Options{
 		Source: memory{n.service}, Handler: handler, Next: api.NewServer(handler, api.ServerOptions{Logger: log}),
+		HTTP2:  api.NewServer(handler, api.ServerOptions{Logger: log, HTTP2: true}),
 		Counts: counts, Logger: log, Metrics: n.reg,
+	}
+	if n.httpCert != nil {
+		o.TLS = n.httpCert.Config("h2", "http/1.1")
 	}
 	if n.opts.Token != nil {
 		o.Accepts = n.opts.Token.Accepts
 	}
 	return hitpath.New(o)
+}
+
+// listenAlone is the public listener for net/http alone, with TLS if the node has a certificate; without HTTP/2.
+func (n *Node) listenAlone() net.Listener {
+	l := n.httpLn
+	if n.httpCert != nil {
+		l = tls.NewListener(l, n.httpCert.Config("http/1.1"))
+	}
+	return api.LimitListener(l, maxHTTPConns)
+}
+
+// keepCertificate takes renewed certificates of the public listener, if it has one.
+func (n *Node) keepCertificate() {
+	if n.httpCert != nil {
+		n.task(n.httpCert.Run)
+	}
 }
 
 // memory is what the hit path sees of a node.

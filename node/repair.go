@@ -97,13 +97,14 @@ func (r *repair) open() error {
 		n.tasks.Wait()
 		return nil
 	})
+	n.keepCertificate()
 	n.serve("peer port", func() error { return n.peers.Serve(n.ctx) })
 	if err := n.gossip.Start(context.Background()); err != nil {
 		return err
 	}
 	n.serve("admin listener", func() error { return n.admin.Serve(api.LimitListener(n.adminLn, maxHTTPConns)) })
 	n.undo.push("admin server", func(context.Context) error { return n.admin.Close() })
-	n.serve("http listener", func() error { return n.http.Serve(api.LimitListener(n.httpLn, maxHTTPConns)) })
+	n.serve("http listener", func() error { return n.http.Serve(n.listenAlone()) })
 	n.undo.push("http server", func(context.Context) error { return n.http.Close() })
 	return nil
 }

@@ -103,6 +103,7 @@ func (n *Node) Start() error {
 		return err
 	}
 	n.task(n.rememberPeers)
+	n.keepCertificate()
 	n.task(n.hints.run)
 	probe := &prober{
 		self: n.id.nodeID, cache: n.cache, dir: n.dir, rpc: n.rpc, clock: n.clock, local: n.answerer, log: n.component("probe"),
@@ -143,7 +144,7 @@ func (n *Node) Start() error {
 	n.undo.push("drain", n.drain)
 	n.undo.push("readiness", func(context.Context) error { n.ops.SetDraining(true); return nil })
 	n.log.Info("started", "id", n.id.nodeID, "role", n.opts.Role, "region", n.opts.Region,
-		"http", n.httpLn.Addr().String(), "peer", n.peers.Addr().String(), "gossip", n.gossip.Addr(), "admin", n.adminLn.Addr().String())
+		"http", n.HTTPURL(), "peer", n.peers.Addr().String(), "gossip", n.gossip.Addr(), "admin", n.adminLn.Addr().String())
 	return nil
 }
 

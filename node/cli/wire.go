@@ -57,6 +57,7 @@ func serve(ctx context.Context, c config.Config, stdio IO) error {
 	opts := node.Options{
 		Role: string(c.Node.Role), Region: c.Node.Region, Name: c.Node.Name, DataDir: c.Node.DataDir,
 		HTTP: c.Listen.HTTP, Peer: c.Listen.Peer, Gossip: c.Listen.Gossip, Admin: c.Listen.Admin,
+		HTTPCert: c.Listen.HTTPCert, HTTPKey: c.Listen.HTTPKey,
 		AdvertiseHost: c.Listen.Advertise, Join: c.Mesh.Join, BootstrapExpect: c.Mesh.BootstrapExpect,
 		CacheBytes: int64(c.Cache.Size), WAN: c.Mesh.Profile == config.ProfileWAN, Version: Version(), StrictLimits: c.API.StrictLimits,
 		Logger: newLogger(stdio.Err, c.Log.Level, c.Log.Format), Drain: drainTime,
