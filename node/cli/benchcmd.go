@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"maps"
 	"net"
@@ -60,10 +62,14 @@ func (r *run) benchCommand() *ucli.Command {
 			if err != nil {
 				return err
 			}
-			if err := r.checkNodes(c, o); err != nil {
+			roots, _, err := r.roots(c)
+			if err != nil {
 				return err
 			}
-			return r.bench(c.Context, o, !c.Bool("no-fill"), asJSON)
+			if err := r.checkNodes(c, o, roots); err != nil {
+				return err
+			}
+			return r.bench(c.Context, o, roots, !c.Bool("no-fill"), asJSON)
 		},
 	}
 }
@@ -124,9 +130,9 @@ func (r *run) benchOptions(c *ucli.Context) (bench.Options, error) {
 }
 
 // checkNodes asks each node for the namespace, so that what is wrong is said before anything is written.
-func (r *run) checkNodes(c *ucli.Context, o bench.Options) error {
+func (r *run) checkNodes(c *ucli.Context, o bench.Options, roots *x509.CertPool) error {
 	for _, u := range o.URLs {
-		opts := client.Options{URL: u, Token: o.Token, RetryFor: c.Duration("retry-for")}
+		opts := client.Options{URL: u, Token: o.Token, RootCAs: roots, RetryFor: c.Duration("retry-for")}
 		if opts.RetryFor <= 0 {
 			opts.RetryFor = -1
 		}
@@ -143,8 +149,9 @@ func (r *run) checkNodes(c *ucli.Context, o bench.Options) error {
 	return nil
 }
 
-func (r *run) bench(ctx context.Context, o bench.Options, fill, asJSON bool) error {
+func (r *run) bench(ctx context.Context, o bench.Options, roots *x509.CertPool, fill, asJSON bool) error {
 	transport := &http.Transport{
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 		DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 		MaxIdleConnsPerHost: o.Workers, DisableCompression: true, ForceAttemptHTTP2: false,
 	}

@@ -20,6 +20,7 @@ func clientFlags(more ...ucli.Flag) []ucli.Flag {
 	return append(more,
 		&ucli.StringFlag{Name: "url", Usage: "`URL` of a node [$KVMESH_URL]", DefaultText: client.DefaultURL},
 		&ucli.StringFlag{Name: "token-file", Usage: "`FILE` with the bearer token [$KVMESH_TOKEN_FILE]"},
+		caCertFlag(),
 		&ucli.DurationFlag{
 			Name: "retry-for", Value: client.DefaultRetryFor,
 			Usage: "how long `TIME` to go on trying while the node cannot answer; 0s tries once",
@@ -57,8 +58,11 @@ func (r *run) connect(c *ucli.Context, parallel int) (*client.Client, error) {
 	if o.RetryFor <= 0 {
 		o.RetryFor = -1
 	}
+	var err error
+	if o.RootCAs, _, err = r.roots(c); err != nil {
+		return nil, err
+	}
 	if path := r.fromEnv(c, "token-file", "TOKEN_FILE"); path != "" {
-		var err error
 		if o.Token, err = readToken(path); err != nil {
 			return nil, usagef("--token-file: %v", err)
 		}
@@ -124,6 +128,8 @@ func describe(err error, interrupted bool) string {
 	switch {
 	case interrupted && code == "" && errors.Is(err, context.Canceled):
 		return "interrupted"
+	case errors.As(err, &unreachable) && tlsRemedy(err) != "":
+		return msg + "\n  " + tlsRemedy(err)
 	case errors.As(err, &unreachable):
 		return msg + "\n  Is a node running there? " +
 			`Start a mesh with "kvmesh dev", or name another node with --url or KVMESH_URL.`

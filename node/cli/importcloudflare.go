@@ -32,6 +32,10 @@ func (r *run) importCloudflare(c *ucli.Context) error {
 	if err != nil {
 		return err
 	}
+	roots, _, err := r.roots(c)
+	if err != nil {
+		return err
+	}
 	cl, ns, j, err := r.transferSetup(c)
 	if err != nil {
 		return err
@@ -39,7 +43,7 @@ func (r *run) importCloudflare(c *ucli.Context) error {
 	defer cl.Close()
 	account, id := c.String("account"), c.String("namespace-id")
 	cf, err := client.NewCloudflare(client.CloudflareOptions{
-		URL: c.String("from-cloudflare"), Account: account, Namespace: id, Token: token, Parallel: c.Int("parallel") + 1,
+		URL: c.String("from-cloudflare"), Account: account, Namespace: id, Token: token, Parallel: c.Int("parallel") + 1, RootCAs: roots,
 	})
 	if err != nil {
 		return usagef("--from-cloudflare: %v", err)

@@ -37,6 +37,7 @@ type workerBinding struct {
 	ns      client.Namespace
 	base    *url.URL // of the node
 	headers [][2]string
+	trusted []string // certificates to trust, in PEM; none = those that browsers trust
 }
 
 func (r *run) workerConfig(c *ucli.Context, cl *client.Client, asJSON bool) error {
@@ -47,6 +48,9 @@ func (r *run) workerConfig(c *ucli.Context, cl *client.Client, asJSON bool) erro
 	var err error
 	if b.base, err = url.Parse(cl.URL()); err != nil {
 		return usagef("--url: %v", err)
+	}
+	if _, b.trusted, err = r.roots(c); err != nil {
+		return err
 	}
 	if b.ns, err = cl.Namespace(c.Context, c.String("namespace")); err != nil {
 		return err
@@ -99,8 +103,16 @@ func (b *workerBinding) workerd() string {
 	options := "(style = host, injectRequestHeaders = [\n      " + strings.Join(headers, ",\n      ") + "])"
 	protocol := "http = " + options
 	if b.base.Scheme == "https" {
+		trust := "trustBrowserCas = true"
+		if len(b.trusted) > 0 {
+			texts := make([]string, len(b.trusted))
+			for i, text := range b.trusted {
+				texts[i] = capnpText(text)
+			}
+			trust += ",\n      trustedCertificates = [" + strings.Join(texts, ", ") + "]"
+		}
 		protocol = "https = (\n    options = " + options +
-			",\n    tlsOptions = (trustBrowserCas = true), certificateHost = " + capnpText(b.base.Hostname()) + ")"
+			",\n    tlsOptions = (" + trust + "), certificateHost = " + capnpText(b.base.Hostname()) + ")"
 	}
 	// Names that are different for every namespace, node and binding, so that one configuration may import several files.
 	service := "kvmesh " + b.ns.ID + " at " + b.address()
@@ -134,9 +146,9 @@ const binding :Workerd.Worker.Binding = (name = %[10]s, kvNamespace = %[7]s);
 		file, capnpText(service), capnpText(b.address()), protocol, capnpText(b.name))
 }
 
-// capnpText is a text of Cap'n Proto. What it is made of here is printable ASCII.
+// capnpText is a text of Cap'n Proto. What it is made of here is printable ASCII and line feeds.
 func capnpText(s string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(s) + `"`
 }
 
 // jsText is a text of JavaScript, as JSON has it.

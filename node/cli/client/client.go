@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -60,6 +61,8 @@ type Options struct {
 	// RetryUnknown repeats unconditional writes too whose outcome is unknown. The value written may then replace what
 	// somebody else wrote in between.
 	RetryUnknown bool
+	// RootCAs are the certificates that an https URL is believed by; nil = the system's.
+	RootCAs *x509.CertPool
 	// Transport replaces the HTTP transport, for tests.
 	Transport http.RoundTripper
 }
@@ -95,7 +98,7 @@ func New(o Options) (*Client, error) {
 // newClient makes a client of what lies below base.
 func newClient(base string, o Options) *Client {
 	if o.Transport == nil {
-		o.Transport = newTransport(o.Parallel)
+		o.Transport = newTransport(o.Parallel, o.RootCAs)
 	}
 	return &Client{
 		base: base, opts: o, slots: make(chan struct{}, o.Parallel),
@@ -107,12 +110,12 @@ func newClient(base string, o Options) *Client {
 	}
 }
 
-func newTransport(parallel int) *http.Transport {
+func newTransport(parallel int, roots *x509.CertPool) *http.Transport {
 	return &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSHandshakeTimeout:   dialTimeout,
-		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 		MaxIdleConns:          parallel,
 		MaxIdleConnsPerHost:   parallel,
 		IdleConnTimeout:       30 * time.Second,

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,6 +34,8 @@ type CloudflareOptions struct {
 	Parallel int
 	// RetryFor bounds the attempts of one call; 0 = DefaultCloudflareRetryFor, negative = never.
 	RetryFor time.Duration
+	// RootCAs are the certificates that an https URL is believed by; nil = the system's.
+	RootCAs *x509.CertPool
 	// Transport replaces the HTTP transport, for tests.
 	Transport http.RoundTripper
 }
@@ -56,7 +59,7 @@ func NewCloudflare(o CloudflareOptions) (*Cloudflare, error) {
 	if o.RetryFor == 0 {
 		o.RetryFor = DefaultCloudflareRetryFor
 	}
-	c := newClient(base, Options{Token: o.Token, Parallel: o.Parallel, RetryFor: o.RetryFor, Transport: o.Transport})
+	c := newClient(base, Options{Token: o.Token, Parallel: o.Parallel, RetryFor: o.RetryFor, RootCAs: o.RootCAs, Transport: o.Transport})
 	c.foreign = true
 	return &Cloudflare{
 		c: c, path: "/accounts/" + EscapeSegment(o.Account) + "/storage/kv/namespaces/" + EscapeSegment(o.Namespace),
