@@ -18,7 +18,7 @@ import (
 // TestNewEpoch begins new epochs, at an edge and at a voter, in a mesh that is being written and read. Every node adopts
 // them, keys stay readable, nothing given before means anything any more, and no node's answers go back.
 func TestNewEpoch(t *testing.T) {
-	m := nodetest.Start(t, devmesh.Shape{Regions: []string{"us-east", "eu-west", "ap-south"}, Voters: 3, EdgesPerRegion: 1})
+	m := nodetest.Start(t, devmesh.Shape{Regions: []string{"us-east", "eu-west", "ap-south"}, Voters: 3, EdgesPerRegion: 1, Patient: true})
 	nodes := nodetest.Clients(m)
 	const target = "/v1/kv/default/k"
 	put := nodes[0].Must(t, 200, http.MethodPut, target, []byte("before"))

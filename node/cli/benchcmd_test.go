@@ -11,7 +11,7 @@ import (
 func TestBench(t *testing.T) {
 	f := newFake(t)
 	s := newShell(f.URL)
-	short := []string{"bench", "--keys", "20", "--warmup", "0s", "--duration", "100ms", "--connections", "2", "--value-size", "1KiB", "--spread", "0", "--mix", "a"}
+	short := []string{"bench", "--keys", "20", "--warmup", "0s", "--duration", "1s", "--connections", "2", "--value-size", "1KiB", "--spread", "0", "--mix", "a"}
 	var res bench.Result
 	if err := json.Unmarshal([]byte(s.ok(t, append(short, "-o", "json")...)), &res); err != nil {
 		t.Fatal(err)
