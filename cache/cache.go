@@ -95,7 +95,6 @@ func New(opts Options) *Cache {
 	c := &Cache{opts: opts, metrics: newMetrics(opts.Metrics), changed: make(chan struct{})}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.absent.max = opts.Bytes / absentShare
-	c.main.max = opts.Bytes - c.absent.max
 	for i := range c.shards {
 		c.shards[i].init()
 	}
@@ -227,7 +226,7 @@ func (c *Cache) hint(rec kv.Record) (v *view, hot []*Entry, ok bool) {
 	}
 	now := c.Now()
 	for _, h := range rec.Hashes {
-		if e := c.shard(h).mark(v, h, rec.To, now, true); e != nil {
+		if e := c.shard(h).mark(c, v, h, rec.To, now, true); e != nil {
 			hot = append(hot, e)
 		}
 	}
@@ -247,7 +246,7 @@ func (c *Cache) markAll(v *view, rec kv.Record) (hot []*Entry) {
 	case kv.RecordKeys:
 		now := c.Now()
 		for _, h := range rec.Hashes {
-			if e := c.shard(h).mark(v, h, rec.To, now, false); e != nil {
+			if e := c.shard(h).mark(c, v, h, rec.To, now, false); e != nil {
 				hot = append(hot, e)
 			}
 		}

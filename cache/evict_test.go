@@ -11,35 +11,43 @@ import (
 // TestSieve: new entries in at the head, the hand from the tail to the head, sparing once what was visited.
 func TestSieve(t *testing.T) {
 	var l sieve
-	slots := map[uint64]*slot{}
-	push := func(ids ...uint64) {
-		for _, id := range ids {
-			slots[id] = &slot{hash: id}
-			l.push(slots[id])
+	var all slots
+	at := func(hash uint64) *slot {
+		_, sl := all.find(hash)
+		return sl
+	}
+	push := func(hashes ...uint64) {
+		for _, h := range hashes {
+			l.push(&all, all.add(&Entry{hash: h}))
 		}
+	}
+	remove := func(hash uint64) {
+		id, _ := all.find(hash)
+		l.remove(&all, id)
+		all.remove(hash)
 	}
 	evict := func(want uint64) {
 		t.Helper()
-		v := l.victim()
-		if v == nil || v.hash != want {
-			t.Fatalf("the victim is %+v, want %d", v, want)
+		v := l.victim(&all)
+		if v == 0 || all.at(v).entry.hash != want {
+			t.Fatalf("the victim is slot %d, want that of %d", v, want)
 		}
-		l.remove(v)
+		remove(want)
 	}
-	if l.victim() != nil {
+	if l.victim(&all) != 0 {
 		t.Fatal("a victim in an empty list")
 	}
 	push(1, 2, 3, 4, 5)
-	slots[1].visited, slots[3].visited = true, true
+	at(1).visited, at(3).visited = true, true
 	evict(2) // 1 is spared; the hand stays between 3 and 2
 	push(6)
 	evict(4) // 3 is spared
 	evict(5)
-	slots[1].visited = true
+	at(1).visited = true
 	evict(6) // the newest, because the hand has got that far: SIEVE is not LRU
-	l.remove(slots[3])
+	remove(3)
 	evict(1) // spared once, and come round again
-	if l.head != nil || l.tail != nil || l.victim() != nil {
+	if l.head != 0 || l.tail != 0 || l.victim(&all) != 0 {
 		t.Error("not empty")
 	}
 	push(7)
@@ -73,20 +81,21 @@ func TestBudget(t *testing.T) {
 	}
 	var sum, entries int64 // the books are right
 	for i := range r.c.shards {
-		for _, sl := range r.c.shards[i].slots {
+		sum += r.c.shards[i].slots.bytes
+		for sl := range r.c.shards[i].slots.all() {
 			sum += sl.entry.cost()
 			entries++
 		}
 	}
 	if sum != s.Bytes || entries != s.Entries+s.AbsentEntries {
-		t.Errorf("the entries weigh %d (%d), the books say %+v", sum, entries, s)
+		t.Errorf("entries and slots weigh %d (%d), the books say %+v", sum, entries, s)
 	}
 	h := r.c.Hash(nsA, hot(0)) // a value that becomes an absence moves to the other share, and back
 	for _, absent := range []bool{true, false} {
 		before := r.c.Stats()
 		sh := r.c.shard(h)
 		sh.mu.Lock()
-		sh.put(r.c, h, &Entry{Namespace: nsA, Key: hot(0), Epoch: epoch1, Absent: absent})
+		sh.put(r.c, h, newEntry(&State{Namespace: nsA, Key: hot(0), Epoch: epoch1, Absent: absent}))
 		sh.mu.Unlock()
 		if after := r.c.Stats(); (after.AbsentEntries-before.AbsentEntries == 1) != absent || after.Entries+after.AbsentEntries != before.Entries+before.AbsentEntries {
 			t.Errorf("%+v, before %+v", after, before)
@@ -104,21 +113,21 @@ func TestNotedBeforeEviction(t *testing.T) {
 	r := newRig(t)
 	r.apply(5)
 	w := r.c.BeginWrite(nsA, "k")
-	must(t, w.Done(&Entry{Epoch: epoch1, AsOf: 9, Revision: 9, Value: []byte("mine")}))
+	must(t, w.Done(State{Epoch: epoch1, AsOf: 9, Revision: 9, Value: []byte("mine")}))
 	r.evictAll()
 	if e, p := r.held("k"), r.noted("k"); e != nil || p != 9 {
 		t.Fatalf("held %+v, P = %d", e, p)
 	}
 	r.answers(FillAnswer{AsOf: 7, Value: []byte("before mine")})
 	if ans, err := r.get("k"); err == nil {
-		t.Fatalf("served %q after a write at revision 9 was acknowledged", ans.Entry.Value)
+		t.Fatalf("served %q after a write at revision 9 was acknowledged", ans.Entry.Value())
 	}
 	r.apply(9, "k")
 	r.answers(FillAnswer{AsOf: 9, Value: []byte("mine")})
-	if ans := r.mustGet("k"); string(ans.Entry.Value) != "mine" {
-		t.Errorf("%q", ans.Entry.Value)
+	if ans := r.mustGet("k"); string(ans.Entry.Value()) != "mine" {
+		t.Errorf("%q", ans.Entry.Value())
 	}
-	r.hold(Entry{Key: "behind W", AsOf: 8})
+	r.hold(State{Key: "behind W", AsOf: 8})
 	r.evictAll()
 	if p := r.noted("behind W"); p != 0 {
 		t.Errorf("P = %d was noted for what W has passed", p)
@@ -174,8 +183,8 @@ func TestEpochAdopted(t *testing.T) {
 	r := newRig(t)
 	start := r.now()
 	r.apply(5)
-	r.hold(Entry{Key: "k", AsOf: 5, Revision: 5, ProvenAt: start - time.Hour})
-	r.hold(Entry{Key: "floored", AsOf: 4, ProvenAt: start - time.Hour})
+	r.hold(State{Key: "k", AsOf: 5, Revision: 5, ProvenAt: start - time.Hour})
+	r.hold(State{Key: "floored", AsOf: 4, ProvenAt: start - time.Hour})
 	must(t, r.c.Apply(kv.Record{Epoch: epoch1, Prev: 4, To: 5, Kind: kv.RecordAll}))
 	r.prove(5, start)
 	r.pass(time.Second)

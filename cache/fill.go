@@ -241,7 +241,7 @@ func (c *Cache) fill(ctx context.Context, t target, n need, direct *atomic.Bool)
 		Namespace: t.ns, Key: t.key, Epoch: t.epoch, Least: q.least, MaxAge: n.maxAge, Hops: n.hops,
 	}
 	if held != nil {
-		q.Have, q.HaveAbsent, q.HaveRev = true, held.Absent, held.Revision
+		q.Have, q.HaveAbsent, q.HaveRev = true, held.Absent(), held.Revision
 	}
 	var errs []error
 	route := c.opts.Asker.Route(t.hash, n.hops)
@@ -314,7 +314,7 @@ func (c *Cache) ask(ctx context.Context, hop Hop, q *question, n need) (*Entry, 
 	if mutProvenAtArrival {
 		e.ProvenAt = c.Now()
 	}
-	shown := *e // what the readers get is not touched by storing
+	shown := *e // what the readers get is not touched by storing; its bytes are the same
 	c.store(q.reg, e)
 	return &shown, nil
 }
@@ -330,8 +330,9 @@ func (c *Cache) leastFor(v *view, t target, held *Entry, p kv.Revision) (firm, a
 	if !mutNoHeldAsOf {
 		firm = max(firm, held.AsOf)
 	}
-	firm = max(firm, held.fed)
-	return firm, max(firm, all, held.Newer)
+	m := held.known()
+	firm = max(firm, m.fed)
+	return firm, max(firm, all, m.newer)
 }
 
 // check judges an answer before it is used. A greater epoch is adopted first, and begins the fill anew (I5).
@@ -353,19 +354,19 @@ func (c *Cache) check(ans FillAnswer, req FillRequest) error {
 	case ans.NotModified && !req.Have:
 		return errors.New("unchanged, says the answer, but nothing was held")
 	}
-	return nil
+	return checkFits(req.Key, ans.Metadata, ans.Size, int64(len(ans.Value)))
 }
 
-// entry makes an Entry of an answer; held is what the request said it has.
+// entry makes an Entry of an answer that has passed check; held is what the request said it has.
 func (a *FillAnswer) entry(req FillRequest, held *Entry) *Entry {
-	e := &Entry{
+	if a.NotModified { // renews the entry it was asked for, and no other
+		e := *held
+		e.AsOf, e.mark = a.AsOf, nil
+		return &e
+	}
+	return newEntry(&State{
 		Namespace: req.Namespace, Key: req.Key, Epoch: a.Epoch, AsOf: a.AsOf,
 		Absent: a.Absent, Revision: a.Revision, Expiry: a.Expiry, Size: a.Size, WriteID: a.WriteID, Blob: a.Blob,
 		Metadata: a.Metadata, Value: a.Value,
-	}
-	if a.NotModified { // renews the entry it was asked for, and no other
-		e.Absent, e.Revision, e.Expiry, e.Size = held.Absent, held.Revision, held.Expiry, held.Size
-		e.WriteID, e.Blob, e.Metadata, e.Value = held.WriteID, held.Blob, held.Metadata, held.Value
-	}
-	return e
+	})
 }

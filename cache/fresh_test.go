@@ -14,12 +14,12 @@ func TestTable(t *testing.T) {
 		base  = 1000 * time.Second // the rig's clock at the start
 		tick  = time.Nanosecond
 	)
-	plain := Entry{AsOf: 5, ProvenAt: base}
-	marked := Entry{AsOf: 5, ProvenAt: base, Marked: true, Newer: 9, MarkedAt: base + 5*time.Second}
+	plain := State{AsOf: 5, ProvenAt: base}
+	marked := State{AsOf: 5, ProvenAt: base, Marked: true, Newer: 9, MarkedAt: base + 5*time.Second}
 	explicit := func(rd *Read) { rd.Explicit = true }
 	for _, tc := range []struct {
 		name  string
-		entry Entry
+		entry State
 		at    time.Duration // after base
 		read  func(*Read)
 		tier  Tier // "" = not served without a fill
@@ -35,15 +35,15 @@ func TestTable(t *testing.T) {
 		{"marked for swr", marked, 6 * time.Second, nil, TierStale, 5},
 		{"marked for longer", marked, 6*time.Second + tick, nil, "", 0},
 		{"marked, explicit, within its limit", marked, 6 * time.Second, explicit, TierStale, 5},
-		{"just marked, but at an age beyond the limit", Entry{AsOf: 5, ProvenAt: base - limit, Marked: true, MarkedAt: base}, tick, nil, "", 0},
-		{"just marked, at the limit", Entry{AsOf: 5, ProvenAt: base - limit, Marked: true, MarkedAt: base}, 0, nil, TierStale, 5},
+		{"just marked, but at an age beyond the limit", State{AsOf: 5, ProvenAt: base - limit, Marked: true, MarkedAt: base}, tick, nil, "", 0},
+		{"just marked, at the limit", State{AsOf: 5, ProvenAt: base - limit, Marked: true, MarkedAt: base}, 0, nil, TierStale, 5},
 		{"unmarked counts for W", plain, 0, bookmark(7), TierHit, 7},
 		{"a bookmark above W", plain, 0, bookmark(8), "", 0},
 		{"marked counts for its AsOf", marked, 5 * time.Second, bookmark(5), TierStale, 5},
 		{"marked, a bookmark above its AsOf", marked, 5 * time.Second, bookmark(6), "", 0},
-		{"an AsOf beyond W", Entry{AsOf: 12, ProvenAt: base}, 0, bookmark(12), TierHit, 12},
-		{"of unknown age", Entry{AsOf: 12, ProvenAt: void, Marked: true, Unknown: true, MarkedAt: base}, 0, nil, "", 0},
-		{"of another epoch", Entry{AsOf: 12, ProvenAt: base, Epoch: epoch2}, 0, nil, "", 0},
+		{"an AsOf beyond W", State{AsOf: 12, ProvenAt: base}, 0, bookmark(12), TierHit, 12},
+		{"of unknown age", State{AsOf: 12, ProvenAt: void, Marked: true, Unknown: true, MarkedAt: base}, 0, nil, "", 0},
+		{"of another epoch", State{AsOf: 12, ProvenAt: base, Epoch: epoch2}, 0, nil, "", 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := newRig(t)
@@ -76,7 +76,7 @@ func TestTable(t *testing.T) {
 func TestProof(t *testing.T) {
 	r := newRig(t)
 	start := r.now()
-	r.hold(Entry{Key: "k", AsOf: 5, ProvenAt: start - minute})
+	r.hold(State{Key: "k", AsOf: 5, ProvenAt: start - minute})
 	r.apply(7)
 	r.prove(7, start)
 	if s, _ := r.standing("k"); s.marked || s.proven != start {
@@ -89,10 +89,10 @@ func TestProof(t *testing.T) {
 	}
 	frozen := r.held("k")
 	r.apply(9, "k") // a marked entry is not frozen again
-	if e := r.held("k"); e.ProvenAt != frozen.ProvenAt || e.MarkedAt != frozen.MarkedAt || e.Newer != 9 {
+	if e := r.held("k"); e.ProvenAt != frozen.ProvenAt || e.known().at != frozen.known().at || e.known().newer != 9 {
 		t.Errorf("marked again: %+v, before %+v", e, frozen)
 	}
-	r.hold(Entry{Key: "k", AsOf: 9, ProvenAt: start})
+	r.hold(State{Key: "k", AsOf: 9, ProvenAt: start})
 	r.apply(9, "k") // I4
 	if s, _ := r.standing("k"); s.marked {
 		t.Error("a record at an entry's AsOf marked it")
@@ -123,7 +123,7 @@ func TestFloors(t *testing.T) {
 	at := func(asOf kv.Revision) Mono {
 		t.Helper()
 		v := r.c.view.Load()
-		s := v.judge(&Entry{Namespace: nsA, AsOf: asOf, Epoch: epoch1, ProvenAt: void})
+		s := v.judge(newEntry(&State{Namespace: nsA, AsOf: asOf, Epoch: epoch1, ProvenAt: void}))
 		if !s.marked {
 			return -1
 		}
@@ -170,7 +170,7 @@ func TestNamespaceFloors(t *testing.T) {
 		sh := r.c.shard(h)
 		sh.mu.Lock()
 		defer sh.mu.Unlock()
-		sh.put(r.c, h, &Entry{Namespace: ns, Key: key, Epoch: epoch1, AsOf: asOf, ProvenAt: start - minute})
+		sh.put(r.c, h, newEntry(&State{Namespace: ns, Key: key, Epoch: epoch1, AsOf: asOf, ProvenAt: start - minute}))
 	}
 	nsC := kv.NamespaceID{0xc}
 	r.apply(5)
@@ -287,7 +287,7 @@ func TestGap(t *testing.T) {
 // not count yet, or the entry that is about to be marked would be served as current at it.
 func TestPublishOrder(t *testing.T) {
 	r := newRig(t)
-	r.hold(Entry{Key: "k", AsOf: 5, ProvenAt: r.now()})
+	r.hold(State{Key: "k", AsOf: 5, ProvenAt: r.now()})
 	r.apply(5)
 	var seen []kv.Revision
 	r.onNow = func() {

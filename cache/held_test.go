@@ -5,10 +5,10 @@ import "testing"
 // TestLook: what is looked for is found by its bytes, is not kept, and costs no memory.
 func TestLook(t *testing.T) {
 	r := newRig(t)
-	r.hold(Entry{Key: "a key that is longer than what fits on a stack by itself", AsOf: 5, ProvenAt: r.now()})
+	r.hold(State{Key: "a key that is longer than what fits on a stack by itself", AsOf: 5, ProvenAt: r.now()})
 	key := []byte("a key that is longer than what fits on a stack by itself")
 	if n := testing.AllocsPerRun(100, func() {
-		if ans, ok := r.c.Fresh(r.c.Look(nsA, key), minute); !ok || ans.Tier != TierHit || ans.Entry.Key != string(key) {
+		if ans, ok := r.c.Fresh(r.c.Look(nsA, key), minute); !ok || ans.Tier != TierHit || ans.Entry.Key() != string(key) {
 			t.Fatal(ans, ok)
 		}
 	}); n != 0 {
@@ -27,7 +27,7 @@ func TestLook(t *testing.T) {
 	}
 	held := r.c.Look(nsA, key)
 	clear(key)
-	if held.Entry().Key[0] != 'a' {
+	if held.Entry().Key()[0] != 'a' {
 		t.Error("the entry's key changes with the bytes that it was looked for by")
 	}
 }

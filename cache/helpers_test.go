@@ -114,7 +114,7 @@ func (r *rig) prove(rev kv.Revision, at Mono) {
 }
 
 // hold puts an entry of nsA into the cache as it is.
-func (r *rig) hold(e Entry) {
+func (r *rig) hold(e State) {
 	e.Namespace = nsA
 	if e.Epoch.IsZero() {
 		e.Epoch, _ = r.c.Position()
@@ -123,7 +123,7 @@ func (r *rig) hold(e Entry) {
 	sh := r.c.shard(h)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	sh.put(r.c, h, &e)
+	sh.put(r.c, h, newEntry(&e))
 }
 
 func (r *rig) held(key string) *Entry {

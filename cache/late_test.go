@@ -15,7 +15,7 @@ import (
 // lateCase is one script. The answer, or the write's result, is the state at revision 7.
 type lateCase struct {
 	name   string
-	before *Entry // held when it begins
+	before *State // held when it begins
 	during func(r *rig)
 	kept   bool // something is held afterwards
 	marked bool
@@ -24,7 +24,7 @@ type lateCase struct {
 	noted  kv.Revision
 }
 
-var old = &Entry{AsOf: 4, Revision: 4, Marked: true, Newer: 7, fed: 7}
+var old = &State{AsOf: 4, Revision: 4, Marked: true, Newer: 7, fed: 7}
 
 func lateCases() []lateCase {
 	record := func(r *rig) { r.apply(8, "k") }
@@ -55,14 +55,14 @@ func lateCases() []lateCase {
 		{name: "its namespace's floor at it", during: floors(nsA, 7), kept: true, asOf: 7},
 		{name: "another namespace's floor", during: floors(nsB, 8), kept: true, asOf: 7},
 		{name: "a newer state was stored", during: func(r *rig) {
-			r.hold(Entry{Key: "k", AsOf: 9, Revision: 9})
+			r.hold(State{Key: "k", AsOf: 9, Revision: 9})
 		}, kept: true, asOf: 9},
 		{name: "a newer state was stored and evicted", during: func(r *rig) {
-			r.hold(Entry{Key: "k", AsOf: 9, Revision: 9})
+			r.hold(State{Key: "k", AsOf: 9, Revision: 9})
 			evict(r)
 		}, noted: 9},
 		{name: "a newer absence was stored", during: func(r *rig) { // its Revision is 0
-			r.hold(Entry{Key: "k", AsOf: 9, Absent: true})
+			r.hold(State{Key: "k", AsOf: 9, Absent: true})
 		}, kept: true, asOf: 9},
 		{name: "marked further above meanwhile", before: old, during: func(r *rig) {
 			r.apply(8, "k")
@@ -85,7 +85,7 @@ func (tc lateCase) check(t *testing.T, r *rig) {
 		if e != nil {
 			t.Fatalf("%+v is held, want nothing", e)
 		}
-	} else if s, ok := r.standing("k"); !ok || s.marked != tc.marked || e.AsOf != tc.asOf || (tc.newer > 0 && e.Newer != tc.newer) {
+	} else if s, ok := r.standing("k"); !ok || s.marked != tc.marked || e.AsOf != tc.asOf || (tc.newer > 0 && e.known().newer != tc.newer) {
 		t.Fatalf("held: %v, as of %+v, want as of %d, marked %v, newer %d", ok, e, tc.asOf, tc.marked, tc.newer)
 	}
 	if p := r.noted("k"); p != tc.noted {
@@ -121,7 +121,7 @@ func TestLateFill(t *testing.T) {
 				f, err := r.c.obtain(t.Context(), r.c.view.Load().target(nsA, "k"), need{maxAge: minute}, nil,
 					func(*flight) bool { return true })
 				must(t, err)
-				if f.entry.AsOf != 7 || f.entry.Marked { // its readers get it as it was answered
+				if f.entry.AsOf != 7 || f.entry.Marked() { // its readers get it as it was answered
 					t.Errorf("the readers got %+v", f.entry)
 				}
 				tc.check(t, r)
@@ -138,7 +138,7 @@ func TestLateWrite(t *testing.T) {
 			sent := r.now()
 			r.pass(time.Second)
 			tc.during(r)
-			must(t, w.Done(&Entry{Epoch: epoch1, AsOf: 7, Revision: 7, Value: []byte("w")}))
+			must(t, w.Done(State{Epoch: epoch1, AsOf: 7, Revision: 7, Value: []byte("w")}))
 			tc.check(t, r)
 			if e := r.held("k"); e != nil && e.AsOf == 7 && e.ProvenAt != sent {
 				t.Errorf("proven at %v, want the moment it was sent, %v", e.ProvenAt, sent)
@@ -150,16 +150,16 @@ func TestLateWrite(t *testing.T) {
 // TestWriteAcrossEpochs: a registration dies with its epoch, what was acknowledged does not.
 func TestWriteAcrossEpochs(t *testing.T) {
 	r := newRig(t)
-	r.hold(Entry{Key: "k", AsOf: 5, Revision: 5, ProvenAt: r.now(), Value: []byte("of epoch 1")})
+	r.hold(State{Key: "k", AsOf: 5, Revision: 5, ProvenAt: r.now(), Value: []byte("of epoch 1")})
 	lost, late, ahead := r.c.BeginWrite(nsA, "k"), r.c.BeginWrite(nsA, "k"), r.c.BeginWrite(nsA, "other")
 	r.c.Adopt(epoch2, 3)
-	r.hold(Entry{Key: "k", AsOf: 4, Revision: 2, ProvenAt: r.now(), Value: []byte("of epoch 2")})
-	wantCode(t, lost.Done(&Entry{Epoch: epoch1, AsOf: 6, Revision: 6}), kv.CodeOutcomeUnknown)
+	r.hold(State{Key: "k", AsOf: 4, Revision: 2, ProvenAt: r.now(), Value: []byte("of epoch 2")})
+	wantCode(t, lost.Done(State{Epoch: epoch1, AsOf: 6, Revision: 6}), kv.CodeOutcomeUnknown)
 	if e := r.held("k"); e == nil || e.AsOf != 4 {
 		t.Fatalf("held: %+v", e)
 	}
 	// It committed in the new epoch, but its registration has heard nothing since: not stored, and nothing older served.
-	must(t, late.Done(&Entry{Epoch: epoch2, AsOf: 6, Revision: 6}))
+	must(t, late.Done(State{Epoch: epoch2, AsOf: 6, Revision: 6}))
 	if e := r.held("k"); e != nil {
 		t.Errorf("%+v is still held after a write at revision 6 was acknowledged", e)
 	}
@@ -167,7 +167,7 @@ func TestWriteAcrossEpochs(t *testing.T) {
 		t.Errorf("P = %d, want 6", p)
 	}
 	epoch3 := kv.Epoch{7: 3}
-	must(t, ahead.Done(&Entry{Epoch: epoch3, AsOf: 2, Revision: 2})) // the answer brings the epoch
+	must(t, ahead.Done(State{Epoch: epoch3, AsOf: 2, Revision: 2})) // the answer brings the epoch
 	if epoch, w := r.c.Position(); epoch != epoch3 || w != 0 {
 		t.Errorf("position %s.%d", epoch, w)
 	}
@@ -184,20 +184,20 @@ func TestWriteAcrossEpochs(t *testing.T) {
 func TestEpochUnderFill(t *testing.T) {
 	r := newRig(t)
 	r.apply(50)
-	r.hold(Entry{Key: "k", AsOf: 40, Revision: 40, ProvenAt: r.now() - time.Hour, Value: []byte("old")})
+	r.hold(State{Key: "k", AsOf: 40, Revision: 40, ProvenAt: r.now() - time.Hour, Value: []byte("old")})
 	var asked []FillRequest
 	r.ask = func(_ context.Context, _ Hop, req FillRequest) (FillAnswer, error) {
 		asked = append(asked, req)
 		return FillAnswer{Epoch: epoch2, AsOf: 30, Revision: 40, Value: []byte("new")}, nil
 	}
 	ans := r.mustGet("k")
-	if string(ans.Entry.Value) != "new" || len(asked) != 2 {
-		t.Fatalf("%q after %d questions", ans.Entry.Value, len(asked))
+	if string(ans.Entry.Value()) != "new" || len(asked) != 2 {
+		t.Fatalf("%q after %d questions", ans.Entry.Value(), len(asked))
 	}
 	if q := asked[1]; q.Least != 0 || q.Have || q.Epoch != epoch2 {
 		t.Errorf("the new epoch was asked %+v", q)
 	}
-	if e := r.held("k"); e == nil || e.Epoch != epoch2 {
+	if e := r.held("k"); e == nil || e.Epoch() != epoch2 {
 		t.Errorf("held: %+v", e)
 	}
 	if n := r.c.Stats().Entries; n != 1 {
@@ -205,8 +205,8 @@ func TestEpochUnderFill(t *testing.T) {
 	}
 	r.pass(time.Hour)
 	r.answers(FillAnswer{Epoch: epoch1, AsOf: 60})
-	if ans := r.mustGet("k"); string(ans.Entry.Value) != "new" || ans.Reason == "" {
-		t.Errorf("%q, reason %q: an answer of a superseded epoch was taken", ans.Entry.Value, ans.Reason)
+	if ans := r.mustGet("k"); string(ans.Entry.Value()) != "new" || ans.Reason == "" {
+		t.Errorf("%q, reason %q: an answer of a superseded epoch was taken", ans.Entry.Value(), ans.Reason)
 	}
 }
 
@@ -218,8 +218,8 @@ func TestLeast(t *testing.T) {
 		least kv.Revision
 	}{
 		{"S", func(*rig) {}, 5},
-		{"the held AsOf", func(r *rig) { r.hold(Entry{Key: "k", AsOf: 7}) }, 7},
-		{"its Newer", func(r *rig) { r.hold(Entry{Key: "k", AsOf: 4, Marked: true, Newer: 8}) }, 8},
+		{"the held AsOf", func(r *rig) { r.hold(State{Key: "k", AsOf: 7}) }, 7},
+		{"its Newer", func(r *rig) { r.hold(State{Key: "k", AsOf: 4, Marked: true, Newer: 8}) }, 8},
 		{"P", func(r *rig) { r.c.Shown(epoch1, nsA, "k", 9) }, 9},
 		{"a hinted floor", func(r *rig) {
 			r.c.Hint(kv.Record{Epoch: epoch1, Prev: 9, To: 10, Kind: kv.RecordNamespace, Namespace: nsA})
@@ -263,7 +263,7 @@ func TestBogusHints(t *testing.T) {
 			r := newRig(t)
 			r.hops = []Hop{{"v1", TierCentral}, {"v2", TierStore}}
 			r.apply(5)
-			r.hold(Entry{Key: "k", AsOf: 5, Revision: 5, ProvenAt: r.now()})
+			r.hold(State{Key: "k", AsOf: 5, Revision: 5, ProvenAt: r.now()})
 			r.answers(FillAnswer{AsOf: 6, Revision: 5})
 			tc.hint(r)
 			r.pass(2 * swr)
@@ -286,35 +286,35 @@ func TestBogusHints(t *testing.T) {
 	t.Run("what the feed told stays", func(t *testing.T) {
 		r := newRig(t)
 		r.hops = []Hop{{"v2", TierStore}}
-		r.hold(Entry{Key: "k", AsOf: 3, ProvenAt: r.now() - minute})
+		r.hold(State{Key: "k", AsOf: 3, ProvenAt: r.now() - minute})
 		bogus(r)
 		r.apply(8, "k") // hidden behind the higher hint
 		r.answers(FillAnswer{AsOf: 7})
 		if ans, err := r.get("k", within(time.Second)); err == nil {
 			t.Fatalf("as of %d, although the feed has told of revision 8", ans.AsOf)
 		}
-		if e := r.held("k"); e.AsOf != 3 || !e.Marked || e.Newer != 8 {
+		if e := r.held("k"); e.AsOf != 3 || !e.Marked() || e.known().newer != 8 {
 			t.Errorf("held: %+v", e)
 		}
 	})
 	t.Run("a hint that came after the question", func(t *testing.T) {
 		r := newRig(t)
 		r.hops = []Hop{{"v2", TierStore}}
-		r.hold(Entry{Key: "k", AsOf: 3, ProvenAt: r.now() - time.Hour, Marked: true, Newer: 5})
+		r.hold(State{Key: "k", AsOf: 3, ProvenAt: r.now() - time.Hour, Marked: true, Newer: 5})
 		r.ask = func(_ context.Context, _ Hop, req FillRequest) (FillAnswer, error) {
 			r.c.Hint(r.record(8, 9, "k"))
 			return FillAnswer{Epoch: req.Epoch, AsOf: 4}, nil
 		}
 		_, err := r.c.obtain(t.Context(), r.c.view.Load().target(nsA, "k"), need{maxAge: minute}, nil, func(*flight) bool { return true })
 		must(t, err)
-		if e := r.held("k"); e.AsOf != 4 || !e.Marked || e.Newer != 9 {
+		if e := r.held("k"); e.AsOf != 4 || !e.Marked() || e.known().newer != 9 {
 			t.Errorf("held: %+v, want the hint of revision 9 kept", e)
 		}
 	})
 	t.Run("nothing from gossip alone", func(t *testing.T) {
 		r := newRig(t)
 		r.apply(5)
-		r.hold(Entry{Key: "k", AsOf: 2, ProvenAt: r.now()})
+		r.hold(State{Key: "k", AsOf: 2, ProvenAt: r.now()})
 		if r.c.Hint(kv.Record{Epoch: epoch1, To: 9, Kind: kv.RecordAll}) ||
 			r.c.Hint(kv.Record{Epoch: epoch1, To: 9, Kind: kv.RecordFloors, Floors: []kv.Floor{{Namespace: nsA, Revision: 9}}}) ||
 			r.c.Hint(kv.Record{Epoch: epoch2, To: 9, Kind: kv.RecordKeys}) {
@@ -340,7 +340,7 @@ func TestBogusHints(t *testing.T) {
 	t.Run("a bookmark from the future", func(t *testing.T) {
 		r := newRig(t)
 		r.hops = []Hop{{"v1", TierCentral}, {"v2", TierStore}}
-		r.hold(Entry{Key: "k", AsOf: 3, ProvenAt: r.now()})
+		r.hold(State{Key: "k", AsOf: 3, ProvenAt: r.now()})
 		r.answers(FillAnswer{AsOf: 7})
 		_, err := r.get("k", bookmark(far))
 		wantCode(t, err, kv.CodeInvalidParameter)
@@ -357,26 +357,25 @@ func must(t *testing.T, err error) {
 // TestCollision: two keys of one hash share a slot and nothing else.
 func TestCollision(t *testing.T) {
 	r := newRig(t)
-	twin := func(asOf kv.Revision) Entry { // in k's slot
-		return Entry{Namespace: nsB, Key: "twin", Epoch: epoch1, AsOf: asOf, ProvenAt: r.now(), Value: []byte("twin's")}
+	twin := func(asOf kv.Revision) *Entry { // in k's slot
+		return newEntry(&State{Namespace: nsB, Key: "twin", Epoch: epoch1, AsOf: asOf, ProvenAt: r.now(), Value: []byte("twin's")})
 	}
 	h := r.c.Hash(nsA, "k")
 	sh := r.c.shard(h)
-	e := twin(9)
-	sh.put(r.c, h, &e)
+	sh.put(r.c, h, twin(9))
 	release := make(chan struct{})
 	sh.flights[h] = &flight{target: target{epoch1, h, nsB, "twin"}, done: release} // and in flight
 	r.answers(FillAnswer{AsOf: 7, Value: []byte("k's")})
-	if ans := r.mustGet("k"); string(ans.Entry.Value) != "k's" {
-		t.Errorf("served %q", ans.Entry.Value)
+	if ans := r.mustGet("k"); string(ans.Entry.Value()) != "k's" {
+		t.Errorf("served %q", ans.Entry.Value())
 	}
 	if p := r.noted("k"); p != 9 {
 		t.Errorf("P = %d, want the 9 of the entry that was in the way", p)
 	}
 	r.answers(FillAnswer{AsOf: 9, Value: []byte("k's")})
 	for range 2 {
-		if ans := r.mustGet("k"); string(ans.Entry.Value) != "k's" || ans.AsOf != 9 {
-			t.Errorf("served %q as of %d", ans.Entry.Value, ans.AsOf)
+		if ans := r.mustGet("k"); string(ans.Entry.Value()) != "k's" || ans.AsOf != 9 {
+			t.Errorf("served %q as of %d", ans.Entry.Value(), ans.AsOf)
 		}
 	}
 	if e := sh.get(h, nsB, "twin"); e != nil {

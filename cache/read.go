@@ -102,7 +102,7 @@ func (c *Cache) Get(ctx context.Context, rd Read) (Answer, error) {
 	if ans, ok := c.unproven(ctx, v, rd, lastErr); ok {
 		return ans, nil
 	}
-	if rd.Explicit && e != nil && !e.Unknown {
+	if rd.Explicit && e != nil && !e.unknown() {
 		if age := c.Now() - v.judge(e).proven; age > rd.Limit {
 			return Answer{}, kv.Errorf(kv.CodeStaleBeyondLimit,
 				"the freshest state this node can prove is %d ms old, the request allows %d ms; allow more, or retry when the mesh answers (%v)",
@@ -143,11 +143,12 @@ func (c *Cache) unproven(ctx context.Context, v *view, rd Read, cause error) (An
 	least = max(least, v.w, rd.Bookmark.Revision)
 	req := FillRequest{Namespace: rd.Namespace, Key: rd.Key, Epoch: v.epoch, Least: least}
 	ans, err := c.opts.Local(ctx, req)
-	if err != nil || ans.Epoch != v.epoch || (ans.AsOf < least && !mutUnprovenIgnoresLeast) || ans.Absent {
+	if err != nil || ans.Epoch != v.epoch || (ans.AsOf < least && !mutUnprovenIgnoresLeast) || ans.Absent ||
+		checkFits(rd.Key, ans.Metadata, ans.Size, int64(len(ans.Value))) != nil {
 		return Answer{}, false
 	}
 	e := ans.entry(req, nil)
-	e.ProvenAt, e.Marked, e.Unknown = void, true, true
+	e.ProvenAt, e.mark = void, &mark{unknown: true}
 	c.metrics.stale.WithLabelValues("if-error").Inc()
 	return Answer{Entry: e, AsOf: e.AsOf, Age: -1, Tier: TierStale, Reason: errText(cause)}, true
 }
@@ -190,7 +191,7 @@ func (c *Cache) lookup(v *view, ns kv.NamespaceID, key string) *Entry {
 // fresh answers from e when the table allows it without waiting. The clock is read after the entry was found; the age
 // counts to this reading, which is later than the start of the read, so the stated bound is on the safe side.
 func (c *Cache) fresh(v *view, e *Entry, rd Read) (Answer, bool) {
-	if e == nil || e.Unknown {
+	if e == nil || e.unknown() {
 		return Answer{}, false
 	}
 	s := v.judge(e)
@@ -217,7 +218,7 @@ func (c *Cache) fresh(v *view, e *Entry, rd Read) (Answer, bool) {
 // refresh starts a fill in the background, unless one runs.
 func (c *Cache) refresh(v *view, e *Entry, limit time.Duration) {
 	if c.ready.Load() {
-		c.fly(v.target(e.Namespace, e.Key), need{maxAge: limit, idle: true}, nil)
+		c.fly(v.target(e.Namespace(), e.Key()), need{maxAge: limit, idle: true}, nil)
 	}
 }
 
@@ -237,7 +238,7 @@ func (c *Cache) await(ctx context.Context, v *view, e *Entry, rd Read, expired <
 		return ans, true, ErrForeignEpoch
 	}
 	_, least := c.leastFor(now, t, held, p)
-	if e != nil && e.Epoch == v.epoch {
+	if e != nil && e.Epoch() == v.epoch {
 		_, found := c.leastFor(now, t, e, p)
 		least = max(least, found)
 	}
@@ -246,7 +247,7 @@ func (c *Cache) await(ctx context.Context, v *view, e *Entry, rd Read, expired <
 	c.metrics.waits.Inc()
 	n := need{least: rd.Bookmark.Revision, maxAge: rd.Limit}
 	f, err := c.obtain(ctx, t, n, expired, func(f *flight) bool {
-		if f.entry.Epoch != t.epoch || c.view.Load().epoch != t.epoch {
+		if f.entry.Epoch() != t.epoch || c.view.Load().epoch != t.epoch {
 			return false
 		}
 		// A default read takes what is within its limit when it is given, an explicit one what still is when it arrives.
@@ -270,7 +271,7 @@ func (c *Cache) ifError(v *view, e *Entry, rd Read, cause error) (Answer, bool) 
 		return Answer{}, false
 	}
 	ans := Answer{Entry: e, AsOf: v.asOf(e, s), Age: -1, Tier: TierStale}
-	if !e.Unknown {
+	if !e.unknown() {
 		ans.Age = max(c.Now()-s.proven, 0)
 		if ans.Age > staleIfError {
 			return Answer{}, false
@@ -292,7 +293,7 @@ func (c *Cache) strong(ctx context.Context, rd Read) (Answer, error) {
 	for range maxTries {
 		t := c.view.Load().target(rd.Namespace, rd.Key)
 		f, err := c.obtain(ctx, t, need{maxAge: fillTimeout, leader: true}, nil, func(f *flight) bool {
-			return f.entry.Epoch == c.view.Load().epoch
+			return f.entry.Epoch() == c.view.Load().epoch
 		})
 		if err == nil {
 			return Answer{Entry: f.entry, AsOf: f.entry.AsOf, Age: max(c.Now()-f.entry.ProvenAt, 0), Tier: f.tier}, nil
@@ -337,7 +338,7 @@ func (c *Cache) Serve(ctx context.Context, req FillRequest) (FillAnswer, error) 
 	if v.epoch != req.Epoch {
 		return FillAnswer{}, kv.Errorf(kv.CodeEpochChanged, "this node is in epoch %s, the fill in %s", v.epoch, req.Epoch)
 	}
-	if e := c.lookup(v, req.Namespace, req.Key); e != nil && !e.Unknown {
+	if e := c.lookup(v, req.Namespace, req.Key); e != nil && !e.unknown() {
 		s := v.judge(e)
 		age, asOf := max(c.Now()-s.proven, 0), v.asOf(e, s)
 		if !s.marked && (asOf >= req.Least || mutOwnerIgnoresR) && age <= req.MaxAge {
@@ -354,7 +355,7 @@ func (c *Cache) Serve(ctx context.Context, req FillRequest) (FillAnswer, error) 
 	var age time.Duration
 	f, err := c.obtain(ctx, v.target(req.Namespace, req.Key), n, nil, func(f *flight) bool {
 		age = max(c.Now()-f.entry.ProvenAt, 0)
-		return f.entry.Epoch == req.Epoch && (f.entry.AsOf >= req.Least || mutOwnerIgnoresR) && age <= req.MaxAge
+		return f.entry.Epoch() == req.Epoch && (f.entry.AsOf >= req.Least || mutOwnerIgnoresR) && age <= req.MaxAge
 	})
 	if err != nil {
 		return FillAnswer{}, passedOn(err)
@@ -372,11 +373,11 @@ func passedOn(err error) error {
 }
 
 func answerFrom(e *Entry, req FillRequest, asOf kv.Revision, age time.Duration) FillAnswer {
-	a := FillAnswer{Epoch: e.Epoch, AsOf: asOf, Age: age, Absent: e.Absent, Revision: e.Revision}
-	if req.Have && req.HaveAbsent == e.Absent && req.HaveRev == e.Revision {
+	a := FillAnswer{Epoch: e.Epoch(), AsOf: asOf, Age: age, Absent: e.Absent(), Revision: e.Revision}
+	if req.Have && req.HaveAbsent == e.Absent() && req.HaveRev == e.Revision {
 		a.NotModified = true
 		return a
 	}
-	a.Expiry, a.Size, a.WriteID, a.Blob, a.Metadata, a.Value = e.Expiry, e.Size, e.WriteID, e.Blob, e.Metadata, e.Value
+	a.Expiry, a.Size, a.WriteID, a.Blob, a.Metadata, a.Value = e.Expiry, e.Size(), e.WriteID(), e.Blob(), e.Metadata(), e.Value()
 	return a
 }

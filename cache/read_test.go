@@ -150,7 +150,7 @@ func TestStaleWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, virtual)
 		g := r.gated()
-		r.hold(Entry{Key: "k", AsOf: 3, ProvenAt: r.c.Now() - time.Hour})
+		r.hold(State{Key: "k", AsOf: 3, ProvenAt: r.c.Now() - time.Hour})
 		readers := r.readers(3, "k")
 		time.Sleep(staleWait - 1)
 		synctest.Wait()
@@ -197,7 +197,7 @@ func TestWithoutMesh(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := newRig(t)
-			e := Entry{Key: "k", AsOf: 5, ProvenAt: r.now() - tc.age}
+			e := State{Key: "k", AsOf: 5, ProvenAt: r.now() - tc.age}
 			if tc.age == void {
 				e.Marked, e.Unknown, e.ProvenAt = true, true, void
 			}
@@ -224,7 +224,7 @@ func TestWhileRevalidating(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, virtual)
 		g := r.gated()
-		r.hold(Entry{Key: "k", AsOf: 5, Revision: 5, ProvenAt: r.c.Now(), Value: []byte("v")})
+		r.hold(State{Key: "k", AsOf: 5, Revision: 5, ProvenAt: r.c.Now(), Value: []byte("v")})
 		r.apply(6, "k")
 		for range 20 {
 			if ans := r.mustGet("k"); ans.Tier != TierStale || ans.AsOf != 5 {
@@ -240,7 +240,7 @@ func TestWhileRevalidating(t *testing.T) {
 		}
 		g.answers <- FillAnswer{AsOf: 6, NotModified: true} // a collision, say
 		synctest.Wait()
-		if ans := r.mustGet("k"); ans.Tier != TierHit || ans.AsOf != 6 || string(ans.Entry.Value) != "v" {
+		if ans := r.mustGet("k"); ans.Tier != TierHit || ans.AsOf != 6 || string(ans.Entry.Value()) != "v" {
 			t.Errorf("%+v", ans)
 		}
 		if n := r.count("kvmesh_reads_waiting_on_fill_total"); n != 0 {
@@ -252,7 +252,7 @@ func TestWhileRevalidating(t *testing.T) {
 func TestStrong(t *testing.T) {
 	r := newRig(t)
 	r.hops = []Hop{{"v1", TierCentral}, {"v2", TierStore}}
-	r.hold(Entry{Key: "k", AsOf: 5, ProvenAt: r.now()})
+	r.hold(State{Key: "k", AsOf: 5, ProvenAt: r.now()})
 	var tiers []Tier
 	r.ask = func(_ context.Context, hop Hop, req FillRequest) (FillAnswer, error) {
 		tiers = append(tiers, hop.Tier)
@@ -324,16 +324,16 @@ func TestServe(t *testing.T) {
 	base := 1000 * time.Second
 	for _, tc := range []struct {
 		name   string
-		entry  Entry
+		entry  State
 		change func(*FillRequest)
 		filled bool
 	}{
-		{"unmarked", Entry{AsOf: 5}, func(q *FillRequest) { q.Least = 7 }, false},
-		{"short", Entry{AsOf: 5}, func(q *FillRequest) { q.Least = 8 }, true},
-		{"at the limit", Entry{AsOf: 5, ProvenAt: base - minute}, nil, false},
-		{"too old", Entry{AsOf: 5, ProvenAt: base - minute - 1}, nil, true},
-		{"marked", Entry{AsOf: 5, Marked: true, Newer: 6, MarkedAt: base}, nil, true},
-		{"of unknown age", Entry{AsOf: 5, Marked: true, Unknown: true}, nil, true},
+		{"unmarked", State{AsOf: 5}, func(q *FillRequest) { q.Least = 7 }, false},
+		{"short", State{AsOf: 5}, func(q *FillRequest) { q.Least = 8 }, true},
+		{"at the limit", State{AsOf: 5, ProvenAt: base - minute}, nil, false},
+		{"too old", State{AsOf: 5, ProvenAt: base - minute - 1}, nil, true},
+		{"marked", State{AsOf: 5, Marked: true, Newer: 6, MarkedAt: base}, nil, true},
+		{"of unknown age", State{AsOf: 5, Marked: true, Unknown: true}, nil, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := newRig(t)
@@ -406,7 +406,7 @@ func TestRestarted(t *testing.T) {
 	if _, err := r.c.Serve(t.Context(), FillRequest{Namespace: nsA, Key: "k", Epoch: epoch1, MaxAge: minute}); err == nil {
 		t.Error("served to a peer")
 	}
-	r.hold(Entry{Key: "k", AsOf: 3, Marked: true, Unknown: true, ProvenAt: void})
+	r.hold(State{Key: "k", AsOf: 3, Marked: true, Unknown: true, ProvenAt: void})
 	if ans := r.mustGet("k"); ans.Age != -1 || ans.Tier != TierStale || r.asked.Load() != 0 {
 		t.Errorf("%+v", ans)
 	}
@@ -432,7 +432,7 @@ func TestRestarted(t *testing.T) {
 func TestProveWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, virtual)
-		r.hold(Entry{Key: "k", AsOf: 5, ProvenAt: r.c.Now() - minute})
+		r.hold(State{Key: "k", AsOf: 5, ProvenAt: r.c.Now() - minute})
 		at := r.c.Now()
 		proofs := make(chan error, 3)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -503,7 +503,7 @@ func TestRace(t *testing.T) {
 			rec := kv.Record{Epoch: epoch1, Prev: now - 1, To: now, Kind: kv.RecordKeys, Hashes: []uint64{r.c.Hash(nsA, k)}}
 			r.c.Hint(rec)
 			feed <- rec
-			if err := w.Done(&Entry{Epoch: epoch1, AsOf: now, Revision: now, Value: value(k, now)}); err != nil {
+			if err := w.Done(State{Epoch: epoch1, AsOf: now, Revision: now, Value: value(k, now)}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -530,8 +530,8 @@ func TestRace(t *testing.T) {
 					return
 				}
 				e := ans.Entry
-				if !e.Absent && string(e.Value) != string(value(k, e.Revision)) {
-					t.Errorf("%s: %q at revision %d", k, e.Value, e.Revision)
+				if !e.Absent() && string(e.Value()) != string(value(k, e.Revision)) {
+					t.Errorf("%s: %q at revision %d", k, e.Value(), e.Revision)
 				}
 				if e.Revision < seen[k] {
 					t.Errorf("%s went back from %d to %d", k, seen[k], e.Revision)

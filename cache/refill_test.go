@@ -49,7 +49,7 @@ func TestRefillOnChange(t *testing.T) {
 		r := newRig(t, virtual)
 		g := r.gated()
 		hold := func(rev kv.Revision) {
-			r.hold(Entry{Key: "k", AsOf: rev, Revision: rev, ProvenAt: r.c.Now(), Value: []byte("v")})
+			r.hold(State{Key: "k", AsOf: rev, Revision: rev, ProvenAt: r.c.Now(), Value: []byte("v")})
 		}
 		hold(1)
 		r.mustGet("k")
@@ -93,7 +93,7 @@ func TestLastResort(t *testing.T) {
 		return FillAnswer{Epoch: req.Epoch, AsOf: 7, Revision: 7, Age: time.Hour, Value: []byte("v")}, nil
 	}
 	ans := r.mustGet("k", ttl(minute))
-	if ans.Age < time.Hour || ans.Tier != TierStale || ans.Reason == "" || string(ans.Entry.Value) != "v" {
+	if ans.Age < time.Hour || ans.Tier != TierStale || ans.Reason == "" || string(ans.Entry.Value()) != "v" {
 		t.Errorf("%+v", ans)
 	}
 	_, err := r.get("other", within(minute))

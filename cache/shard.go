@@ -18,7 +18,7 @@ type shard struct {
 	// mu is the one lock for marking and storing (I2): a fill that is being stored and a record that marks its key never
 	// interleave. It guards everything below and is held for memory operations only.
 	mu    sync.Mutex
-	slots map[uint64]*slot
+	slots slots
 	regs  map[uint64][]*registration
 	// noted is P: the highest revision shown or acknowledged beyond W for a key that is not held (I7). notedAll stands
 	// for all keys of the shard once there were too many. Both are revisions of epoch.
@@ -40,7 +40,6 @@ type registration struct {
 }
 
 func (s *shard) init() {
-	s.slots = make(map[uint64]*slot)
 	s.regs = make(map[uint64][]*registration)
 	s.noted = make(map[uint64]kv.Revision)
 	s.flights = make(map[uint64]*flight)
@@ -51,7 +50,7 @@ func (c *Cache) shard(hash uint64) *shard { return &c.shards[hash>>(64-6)] }
 // mark tells the key of hash that it changed at revision to. v is the present view; its F is the F before the record. It
 // returns the entry if it was read since its last change: such are refilled at once, so that refills never outnumber
 // reads.
-func (s *shard) mark(v *view, hash uint64, to kv.Revision, now Mono, hint bool) (hot *Entry) {
+func (s *shard) mark(c *Cache, v *view, hash uint64, to kv.Revision, now Mono, hint bool) (hot *Entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range s.regs[hash] {
@@ -61,13 +60,16 @@ func (s *shard) mark(v *view, hash uint64, to kv.Revision, now Mono, hint bool) 
 			r.hit = max(r.hit, to)
 		}
 	}
-	sl := s.slots[hash]
-	if sl == nil || sl.entry.Epoch != v.epoch {
+	_, sl := s.slots.find(hash)
+	if sl == nil || sl.entry.Epoch() != v.epoch {
 		return nil
 	}
 	was := sl.entry
-	if sl.entry = v.marked(was, to, now, hint); sl.entry != was && sl.read {
-		sl.read, hot = false, sl.entry
+	if e := v.marked(was, to, now, hint); e != was {
+		sl.replace(c, e)
+		if sl.read {
+			sl.read, hot = false, e
+		}
 	}
 	return hot
 }
@@ -77,23 +79,25 @@ func (v *view) marked(e *Entry, to kv.Revision, now Mono, hint bool) *Entry {
 	if to <= e.AsOf { // I4
 		return e
 	}
-	next := *e
-	next.Newer = max(e.Newer, to)
+	next, was := *e, e.known()
+	m := was
+	m.newer = max(m.newer, to)
 	if !hint {
-		next.fed = max(e.fed, to)
+		m.fed = max(m.fed, to)
 	}
-	if e.Marked {
-		if next.Newer == e.Newer && next.fed == e.fed {
+	next.mark = &m
+	if e.mark != nil {
+		if m == was {
 			return e
 		}
 		return &next
 	}
 	// Freeze: from here on the entry gains nothing from F. One that lay below a floor was frozen by it already.
 	frozen, at := v.f, now
-	if fl, ok := v.floorAbove(e.Namespace, e.AsOf); ok {
+	if fl, ok := v.floorAbove(e.Namespace(), e.AsOf); ok {
 		frozen, at = fl.f, fl.at
 	}
-	next.Marked, next.MarkedAt = true, at
+	m.at = at
 	next.ProvenAt = max(e.ProvenAt, frozen)
 	return &next
 }
@@ -134,7 +138,7 @@ func (s *shard) heldAndNoted(t target) (held *Entry, p kv.Revision) {
 	if s.epoch == t.epoch {
 		p = max(s.noted[t.hash], s.notedAll)
 	}
-	if sl := s.slots[t.hash]; sl != nil && sl.entry.is(t.ns, t.key) && sl.entry.Epoch == t.epoch {
+	if _, sl := s.slots.find(t.hash); sl != nil && sl.entry.of(t) {
 		held = sl.entry
 	}
 	return held, p
@@ -155,8 +159,6 @@ func (s *shard) enterLocking(epoch kv.Epoch) {
 	defer s.mu.Unlock()
 	s.enter(epoch)
 }
-
-func (e *Entry) is(ns kv.NamespaceID, key string) bool { return e.Key == key && e.Namespace == ns }
 
 // note raises P(key), for a key that is not held, to a revision of v's epoch. The caller holds the lock and has loaded v
 // under it.
@@ -186,12 +188,12 @@ func (s *shard) note(c *Cache, v *view, hash uint64, rev kv.Revision) {
 // entry goes, because even while it is marked it would be served for a while, and P(key) is noted. The caller holds the
 // lock and has loaded v under it.
 func (s *shard) remember(c *Cache, v *view, t target, rev kv.Revision) {
-	if sl := s.slots[t.hash]; sl != nil && sl.entry.is(t.ns, t.key) && sl.entry.Epoch == v.epoch {
+	if id, sl := s.slots.find(t.hash); sl != nil && sl.entry.of(t) && t.epoch == v.epoch {
 		if v.asOf(sl.entry, v.judge(sl.entry)) >= rev {
 			return
 		}
 		s.note(c, v, t.hash, sl.entry.AsOf)
-		s.remove(c, sl)
+		s.remove(c, id)
 	}
 	s.note(c, v, t.hash, rev)
 }
@@ -200,7 +202,7 @@ func (s *shard) remember(c *Cache, v *view, t target, rev kv.Revision) {
 func (s *shard) get(hash uint64, ns kv.NamespaceID, key string) *Entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sl := s.slots[hash]
+	_, sl := s.slots.find(hash)
 	if sl == nil || !sl.entry.is(ns, key) {
 		return nil
 	}
@@ -213,36 +215,71 @@ func (s *shard) get(hash uint64, ns kv.NamespaceID, key string) *Entry {
 func (s *shard) forget(c *Cache, t target) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if sl := s.slots[t.hash]; sl != nil && sl.entry.is(t.ns, t.key) && sl.entry.Epoch == t.epoch {
-		s.remove(c, sl)
+	if id, sl := s.slots.find(t.hash); sl != nil && sl.entry.of(t) {
+		s.remove(c, id)
 	}
 }
 
-// put places e into the slot of hash. The caller holds the lock.
-func (s *shard) put(c *Cache, hash uint64, e *Entry) {
-	if sl := s.slots[hash]; sl != nil {
-		if sl.entry.Absent == e.Absent {
-			c.budgetOf(e).bytes.Add(e.cost() - sl.entry.cost())
-			sl.entry = e
-			return
+// put places e, which nobody else knows yet, into the slot of hash. The caller holds the lock.
+func (s *shard) put(c *Cache, hash uint64, e *Entry) *slot {
+	e.hash = hash
+	if id, sl := s.slots.find(hash); sl != nil {
+		if sl.entry.Absent() == e.Absent() {
+			sl.replace(c, e)
+			return sl
 		}
-		s.remove(c, sl) // it moves to the other share
+		s.remove(c, id) // it moves to the other share
 	}
-	sl := &slot{hash: hash, entry: e}
-	s.slots[hash] = sl
-	s.list(e.Absent).push(sl)
+	bytes := s.slots.bytes
+	id := s.slots.add(e)
+	c.main.bytes.Add(s.slots.bytes - bytes)
+	s.list(e.Absent()).push(&s.slots, id)
 	b := c.budgetOf(e)
 	b.bytes.Add(e.cost())
 	b.entries.Add(1)
+	return s.slots.at(id)
+}
+
+// replace puts e in the place of an entry of the same hash and share. The caller holds the shard's lock.
+func (sl *slot) replace(c *Cache, e *Entry) {
+	c.budgetOf(e).bytes.Add(e.cost() - sl.entry.cost())
+	sl.entry = e
 }
 
 // remove takes a slot out. The caller holds the lock.
-func (s *shard) remove(c *Cache, sl *slot) {
-	delete(s.slots, sl.hash)
-	s.list(sl.entry.Absent).remove(sl)
-	b := c.budgetOf(sl.entry)
-	b.bytes.Add(-sl.entry.cost())
+func (s *shard) remove(c *Cache, id slotID) {
+	e := s.slots.at(id).entry
+	s.list(e.Absent()).remove(&s.slots, id)
+	s.slots.remove(e.hash)
+	b := c.budgetOf(e)
+	b.bytes.Add(-e.cost())
 	b.entries.Add(-1)
+	if n, made := s.slots.used, s.slots.made; n == 0 || (made > 2*slotsPerChunk && n < made/4) {
+		s.compact(c)
+	}
+}
+
+// compact gives back the slots of small entries that have made way for few large ones. The caller holds the lock, and knows
+// no slot by its id.
+func (s *shard) compact(c *Cache) {
+	old := s.slots
+	s.slots = slots{}
+	for _, l := range []*sieve{&s.main, &s.absent} {
+		id, hand := l.tail, l.hand
+		l.head, l.tail, l.hand = 0, 0, 0
+		for id != 0 { // from the tail on, because what comes in goes to the head
+			was := old.at(id)
+			now := s.slots.add(was.entry)
+			sl := s.slots.at(now)
+			sl.visited, sl.read = was.visited, was.read
+			l.link(&s.slots, now)
+			if id == hand {
+				l.hand = now
+			}
+			id = was.prev
+		}
+	}
+	c.main.bytes.Add(s.slots.bytes - old.bytes)
 }
 
 // evict removes one entry of the given share. What it proved beyond W is noted under the same lock, before anybody can
@@ -250,15 +287,15 @@ func (s *shard) remove(c *Cache, sl *slot) {
 func (s *shard) evict(c *Cache, absent bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sl := s.list(absent).victim()
-	if sl == nil {
+	id := s.list(absent).victim(&s.slots)
+	if id == 0 {
 		return false
 	}
 	v := c.view.Load()
-	if e := sl.entry; e.Epoch == v.epoch {
-		s.note(c, v, sl.hash, e.AsOf)
+	if e := s.slots.at(id).entry; e.Epoch() == v.epoch {
+		s.note(c, v, e.hash, e.AsOf)
 	}
-	s.remove(c, sl)
+	s.remove(c, id)
 	return true
 }
 
@@ -269,23 +306,23 @@ func (s *shard) list(absent bool) *sieve {
 	return &s.main
 }
 
-// budget is the memory of one share of the cache.
+// budget is the memory of one share of the cache. That of values has the slots of all entries in it.
 type budget struct {
-	max     int64
+	max     int64 // of absences; values have what these leave
 	bytes   atomic.Int64
 	entries atomic.Int64
 }
 
 func (c *Cache) budgetOf(e *Entry) *budget {
-	if e.Absent {
+	if e.Absent() {
 		return &c.absent
 	}
 	return &c.main
 }
 
-// makeRoom evicts until both shares fit.
+// makeRoom evicts until all fits, and absences take no more than their share. What they leave of it is for values.
 func (c *Cache) makeRoom() {
-	for c.main.bytes.Load() > c.main.max && c.evictOne(false) {
+	for c.main.bytes.Load()+min(c.absent.bytes.Load(), c.absent.max) > c.opts.Bytes && c.evictOne(false) {
 		c.metrics.evictions.Inc()
 	}
 	for c.absent.bytes.Load() > c.absent.max && c.evictOne(true) {

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -328,11 +329,15 @@ func (s *sim) loadDisk(from, to *Cache, epoch kv.Epoch) {
 	for i := range from.shards {
 		from.shards[i].mu.Lock()
 		to.shards[i].mu.Lock()
-		slots := from.shards[i].slots
-		for _, h := range slices.Sorted(maps.Keys(slots)) {
-			if e := *slots[h].entry; e.Epoch == epoch {
-				e.Marked, e.Unknown, e.Newer, e.fed, e.ProvenAt, e.MarkedAt = true, true, 0, 0, void, 0
-				to.shards[i].put(to, h, &e)
+		var held []*Entry
+		for sl := range from.shards[i].slots.all() {
+			held = append(held, sl.entry)
+		}
+		slices.SortFunc(held, func(a, b *Entry) int { return cmp.Compare(a.hash, b.hash) })
+		for _, e := range held {
+			if s := e.state(); s.Epoch == epoch {
+				s.Marked, s.Unknown, s.Newer, s.fed, s.ProvenAt, s.MarkedAt = true, true, 0, 0, void, 0
+				to.shards[i].put(to, e.hash, newEntry(&s))
 			}
 		}
 		to.shards[i].mu.Unlock()

@@ -57,7 +57,7 @@ func (s *sim) read(rng *rand.Rand, i int) {
 	if rd.Strong && g < latest {
 		s.w.fail("strong: %s: period %d after %d had committed", where(), g, latest)
 	}
-	if ans.Entry.Epoch.Compare(epoch) < 0 && ans.Reason == "" {
+	if ans.Entry.Epoch().Compare(epoch) < 0 && ans.Reason == "" {
 		s.w.fail("epoch: %s: of a superseded epoch", where())
 	}
 	if b := rd.Bookmark; b.Revision > 0 {
@@ -80,7 +80,7 @@ func (s *sim) read(rng *rand.Rand, i int) {
 		s.w.fail("monotonic: %s: period %d after %d was shown or acknowledged", where(), g, shown)
 	}
 	n.shown[k] = max(n.shown[k], g)
-	s.mark(ans.Entry.Epoch, ans.AsOf)
+	s.mark(ans.Entry.Epoch(), ans.AsOf)
 }
 
 func (s *sim) mark(epoch kv.Epoch, rev kv.Revision) {
@@ -126,7 +126,7 @@ func (s *sim) write(rng *rand.Rand, i int) {
 		return
 	}
 	before, _ := c.Position()
-	e := &Entry{Epoch: h.id, AsOf: rev, Revision: p.rev, Absent: p.absent}
+	e := State{Epoch: h.id, AsOf: rev, Revision: p.rev, Absent: p.absent}
 	if !p.absent {
 		e.Value = s.w.value(g)
 	}

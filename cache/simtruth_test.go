@@ -161,7 +161,7 @@ func (w *truth) answer(h *history, asOf kv.Revision, req FillRequest, k int) Fil
 
 // identify finds the period that an entry holds, by its bytes, and checks that this was the state at asOf.
 func (w *truth) identify(what string, e *Entry, asOf kv.Revision, k int) (g int, ok bool) {
-	h := w.of(e.Epoch)
+	h := w.of(e.Epoch())
 	st, known := h.state[asOf]
 	if !known {
 		w.fail("wrong: %s %s claims revision %d, which does not exist", what, simKey(k), asOf)
@@ -170,14 +170,14 @@ func (w *truth) identify(what string, e *Entry, asOf kv.Revision, k int) (g int,
 	g = st[k]
 	p := w.periods[g]
 	// A period that a restore carried over has the bytes of the first.
-	if e.Absent != p.absent || (!p.absent && e.Revision != p.rev) || e.Key != simKey(p.key) {
-		w.fail("I1: %s %s as of %d is period %d (%+v), but revision %d, absent %v is held", what, simKey(k), asOf, g, p, e.Revision, e.Absent)
+	if e.Absent() != p.absent || (!p.absent && e.Revision != p.rev) || e.Key() != simKey(p.key) {
+		w.fail("I1: %s %s as of %d is period %d (%+v), but revision %d, absent %v is held", what, simKey(k), asOf, g, p, e.Revision, e.Absent())
 		return g, false
 	}
 	if !p.absent {
-		was, err := strconv.Atoi(string(e.Value))
+		was, err := strconv.Atoi(string(e.Value()))
 		if err != nil || w.periods[was].key != k || w.periods[was].rev != p.rev {
-			w.fail("wrong: %s %s as of %d holds %q", what, simKey(k), asOf, e.Value)
+			w.fail("wrong: %s %s as of %d holds %q", what, simKey(k), asOf, e.Value())
 			return g, false
 		}
 	}
@@ -195,9 +195,9 @@ func (w *truth) checkHeld(node int, c *Cache) {
 			continue
 		}
 		sh.mu.Lock()
-		for _, sl := range sh.slots {
+		for sl := range sh.slots.all() {
 			e := sl.entry
-			k, _ := strconv.Atoi(e.Key[1:])
+			k, _ := strconv.Atoi(e.Key()[1:])
 			w.identify(held, e, v.asOf(e, v.judge(e)), k)
 		}
 		sh.mu.Unlock()

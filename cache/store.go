@@ -29,25 +29,28 @@ func (v *view) target(ns kv.NamespaceID, key string) target {
 // The answer is older than the record that marked k while nothing that could be marked was there. Stored as it came it
 // would count as current at W=8 and stay so until its TTL. So it is stored marked, or not at all.
 func (c *Cache) store(r *registration, e *Entry) (kept bool) {
-	c.forgetPast(c.view.Load(), e.Namespace, e.Key)
+	ns, key, epoch := e.Namespace(), e.Key(), e.Epoch()
+	c.forgetPast(c.view.Load(), ns, key)
 	sh := c.shard(r.hash)
 	sh.mu.Lock()
 	v := c.view.Load() // under the lock, so that nobody stores into an epoch that has moved on
 	switch {
-	case e.Epoch != v.epoch:
+	case epoch != v.epoch:
 		sh.mu.Unlock()
 		return false
 	case r.epoch != v.epoch:
 		sh.mu.Unlock()
 		// The registration belongs to a superseded epoch, whose hashes nobody marks any more: it has heard nothing.
-		c.remember(e.Epoch, e.Namespace, e.Key, e.AsOf)
+		c.remember(epoch, ns, key, e.AsOf)
 		return false
 	}
 	if kept = sh.storeLocked(c, v, r, e); kept && r.read {
-		sh.slots[r.hash].read = true
+		if _, sl := sh.slots.find(r.hash); sl != nil {
+			sl.read = true
+		}
 	}
 	sh.mu.Unlock()
-	c.noteShown(e.Epoch, e.AsOf)
+	c.noteShown(epoch, e.AsOf)
 	c.makeRoom()
 	return kept
 }
@@ -83,8 +86,8 @@ func (c *Cache) remember(epoch kv.Epoch, ns kv.NamespaceID, key string, rev kv.R
 func (s *shard) storeLocked(c *Cache, v *view, r *registration, e *Entry) bool {
 	s.enter(v.epoch)
 	var held *Entry // of this epoch and key
-	if sl := s.slots[r.hash]; sl != nil && sl.entry.Epoch == v.epoch {
-		if sl.entry.is(e.Namespace, e.Key) {
+	if _, sl := s.slots.find(r.hash); sl != nil && sl.entry.Epoch() == v.epoch {
+		if sl.entry.is(e.Namespace(), e.Key()) {
 			held = sl.entry
 		} else { // another key of the same hash gives way
 			s.note(c, v, r.hash, sl.entry.AsOf)
@@ -92,14 +95,15 @@ func (s *shard) storeLocked(c *Cache, v *view, r *registration, e *Entry) bool {
 	}
 	hit, fed := max(r.hit, r.hinted), r.hit
 	if held != nil {
-		hit, fed = max(hit, held.Newer), max(fed, held.fed)
+		m := held.known()
+		hit, fed = max(hit, m.newer), max(fed, m.fed)
 	}
 	if hit > e.AsOf && !mutLateUnmarked { // overtaken already: nothing is frozen, there is nothing to freeze
-		e.Marked, e.Newer, e.fed, e.MarkedAt = true, hit, fed, c.Now()
+		e.mark = &mark{newer: hit, fed: fed, at: c.Now()}
 	}
 	if held == nil {
-		_, floored := v.floorAbove(e.Namespace, e.AsOf)
-		if ((e.Marked || floored) && !mutLateUnmarked) || e.AsOf < max(s.noted[r.hash], s.notedAll) {
+		_, floored := v.floorAbove(e.Namespace(), e.AsOf)
+		if ((e.mark != nil || floored) && !mutLateUnmarked) || e.AsOf < max(s.noted[r.hash], s.notedAll) {
 			s.note(c, v, r.hash, e.AsOf)
 			c.metrics.late.WithLabelValues("dropped").Inc()
 			return false
@@ -107,7 +111,7 @@ func (s *shard) storeLocked(c *Cache, v *view, r *registration, e *Entry) bool {
 		s.put(c, r.hash, e)
 		return true
 	}
-	if e.Marked {
+	if e.mark != nil {
 		c.metrics.late.WithLabelValues("marked").Inc()
 	}
 	newer := e.AsOf > held.AsOf // AsOf is compared, never Revision: a deleted key has none
@@ -118,11 +122,11 @@ func (s *shard) storeLocked(c *Cache, v *view, r *registration, e *Entry) bool {
 	case newer, mutIgnoreAsOf:
 		s.put(c, r.hash, e)
 	case e.AsOf == held.AsOf: // the same state, proven again
-		if !held.Unknown {
+		if !held.unknown() {
 			e.ProvenAt = max(e.ProvenAt, held.ProvenAt)
 		}
-		if e.Marked && held.Marked && held.Newer > held.AsOf {
-			e.MarkedAt = held.MarkedAt
+		if m := held.known(); e.mark != nil && m.newer > held.AsOf {
+			e.mark.at = m.at
 		}
 		s.put(c, r.hash, e)
 	}
@@ -149,14 +153,15 @@ func (c *Cache) disprove(t target, r *registration, asOf, asked kv.Revision) {
 	if bogus(r.hinted) {
 		r.hinted = 0
 	}
-	sl := sh.slots[t.hash]
-	if sl == nil || !sl.entry.is(t.ns, t.key) || sl.entry.Epoch != t.epoch {
+	_, sl := sh.slots.find(t.hash)
+	if sl == nil || !sl.entry.of(t) {
 		return
 	}
-	if e := sl.entry; bogus(e.Newer) && e.Newer > e.fed {
-		next := *e
-		next.Newer = e.fed // it stays marked: the answer is about to replace it
-		sl.entry = &next
+	if m := sl.entry.known(); bogus(m.newer) && m.newer > m.fed {
+		next := *sl.entry
+		m.newer = m.fed // it stays marked: the answer is about to replace it
+		next.mark = &m
+		sl.replace(c, &next)
 	}
 }
 

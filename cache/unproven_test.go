@@ -27,7 +27,7 @@ func TestUnproven(t *testing.T) {
 		}
 	})
 	ok := func(ans Answer) bool {
-		return string(ans.Entry.Value) == "v" && ans.Age < 0 && ans.Tier == TierStale && ans.Reason != "" && ans.AsOf == state
+		return string(ans.Entry.Value()) == "v" && ans.Age < 0 && ans.Tier == TierStale && ans.Reason != "" && ans.AsOf == state
 	}
 	for name, change := range map[string]func(*Read){"default": ttl(minute), "a bookmark it has reached": bookmark(state)} {
 		if ans := r.mustGet("k", change); !ok(ans) {
@@ -53,7 +53,7 @@ func TestUnproven(t *testing.T) {
 
 	// What this life has shown is not taken back.
 	w := r.c.BeginWrite(nsA, "mine")
-	if err := w.Done(&Entry{Epoch: epoch1, Revision: state + 2, AsOf: state + 2, Value: []byte("new")}); err != nil {
+	if err := w.Done(State{Epoch: epoch1, Revision: state + 2, AsOf: state + 2, Value: []byte("new")}); err != nil {
 		t.Fatal(err)
 	}
 	r.evictAll()

@@ -22,21 +22,24 @@ func (c *Cache) BeginWrite(ns kv.NamespaceID, key string) *Write {
 	return w
 }
 
-// Done stores the result of an acknowledged write, before its client hears of it, and ends the registration. e carries
+// Done stores the result of an acknowledged write, before its client hears of it, and ends the registration. s carries
 // the new state with Epoch and AsOf as the leader gave them; a committed write was current when it committed, so its age
 // counts from the moment it was sent. It fails with CodeOutcomeUnknown when a newer epoch has been adopted meanwhile: the
-// restored history may not hold the write. e is the cache's from then on.
-func (w *Write) Done(e *Entry) error {
+// restored history may not hold the write. The value is the cache's from then on.
+func (w *Write) Done(s State) error {
 	defer w.Abandon()
 	c := w.c
-	if err := w.enter(e.Epoch); err != nil {
+	if err := w.enter(s.Epoch); err != nil {
 		return err
 	}
-	e.Namespace, e.Key, e.ProvenAt = w.ns, w.key, w.sent
-	if mutProvenAtArrival {
-		e.ProvenAt = c.Now()
+	s.Namespace, s.Key, s.ProvenAt = w.ns, w.key, w.sent
+	if err := checkFits(s.Key, s.Metadata, s.Size, int64(len(s.Value))); err != nil {
+		return err
 	}
-	c.store(w.reg, e)
+	if mutProvenAtArrival {
+		s.ProvenAt = c.Now()
+	}
+	c.store(w.reg, newEntry(&s))
 	return nil
 }
 

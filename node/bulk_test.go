@@ -194,7 +194,7 @@ func TestBulkChunks(t *testing.T) {
 		if hinted != n {
 			t.Errorf("%d of %d changes were hinted", hinted, n)
 		}
-		if ans := r.held(t, "k11999"); ans.Tier != cache.TierHit || strings.TrimSpace(string(ans.Entry.Value)) != "11999" {
+		if ans := r.held(t, "k11999"); ans.Tier != cache.TierHit || strings.TrimSpace(string(ans.Entry.Value())) != "11999" {
 			t.Errorf("the own cache: %+v", ans)
 		}
 		r.sizes = nil
@@ -227,8 +227,8 @@ func TestBulkOrder(t *testing.T) {
 				last = res.Revision
 			}
 		}
-		if ans := r.held(t, "again"); strings.TrimSpace(string(ans.Entry.Value)) != "37" || ans.Entry.Revision != last {
-			t.Errorf("the key ends as %q at %d", strings.TrimSpace(string(ans.Entry.Value)), ans.Entry.Revision)
+		if ans := r.held(t, "again"); strings.TrimSpace(string(ans.Entry.Value())) != "37" || ans.Entry.Revision != last {
+			t.Errorf("the key ends as %q at %d", strings.TrimSpace(string(ans.Entry.Value())), ans.Entry.Revision)
 		}
 	})
 }
@@ -338,10 +338,10 @@ func TestTxnOutcomes(t *testing.T) {
 	if len(r.hints) != 1 || r.hints[0].Prev != 2 || r.hints[0].To != 5 || len(r.hints[0].Hashes) != 3 {
 		t.Errorf("hints %+v", r.hints)
 	}
-	if ans := r.held(t, "a"); ans.Tier != cache.TierHit || string(ans.Entry.Value) != "1" || string(ans.Entry.Metadata) != "{}" {
+	if ans := r.held(t, "a"); ans.Tier != cache.TierHit || string(ans.Entry.Value()) != "1" || string(ans.Entry.Metadata()) != "{}" {
 		t.Errorf("a: %+v", ans)
 	}
-	if ans := r.held(t, "old"); ans.Tier != cache.TierHit || !ans.Entry.Absent {
+	if ans := r.held(t, "old"); ans.Tier != cache.TierHit || !ans.Entry.Absent() {
 		t.Errorf("old: %+v", ans)
 	}
 	if ans := r.held(t, "b"); ans.Tier == cache.TierHit || ans.Entry.Revision != 4 {

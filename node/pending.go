@@ -118,9 +118,9 @@ func (p *pending) settle(epoch kv.Epoch, r command.OpResult) (api.WriteResult, e
 	if p.op.Kind == command.KindPut && p.value == nil && p.op.Size <= kv.MaxCachedValueBytes {
 		return told, p.reg.Forget(epoch, r.Revision)
 	}
-	e := &cache.Entry{Epoch: epoch, AsOf: r.AsOf, Absent: true}
+	e := cache.State{Epoch: epoch, AsOf: r.AsOf, Absent: true}
 	if p.op.Kind == command.KindPut {
-		e = &cache.Entry{
+		e = cache.State{
 			Epoch: epoch, Revision: r.Revision, AsOf: r.AsOf, Expiry: p.op.Expiry, Size: p.op.Size,
 			WriteID: p.op.WriteID, Blob: p.op.Blob, Metadata: p.metadata, Value: p.value,
 		}

@@ -83,7 +83,7 @@ func (m memory) Namespace(ref []byte, byID bool) (kv.NamespaceID, bool) {
 func (m memory) Held(v *api.Value, ns kv.NamespaceID, key []byte, limit time.Duration) bool {
 	held := m.s.cache.Look(ns, key)
 	e := held.Entry()
-	if e == nil || e.Absent || e.Streamed() || (e.Expiry != 0 && !m.s.clock.before(e.Expiry)) {
+	if e == nil || e.Absent() || e.Streamed() || (e.Expiry != 0 && !m.s.clock.before(e.Expiry)) {
 		return false
 	}
 	ans, ok := m.s.cache.Fresh(held, limit)
@@ -91,8 +91,8 @@ func (m memory) Held(v *api.Value, ns kv.NamespaceID, key []byte, limit time.Dur
 		return false
 	}
 	*v = api.Value{
-		Epoch: e.Epoch, Revision: e.Revision, AsOf: ans.AsOf, Metadata: e.Metadata, Expiry: e.Expiry, Size: e.Size,
-		Tier: api.Tier(ans.Tier), Staleness: ans.Age, Bytes: e.Value,
+		Epoch: e.Epoch(), Revision: e.Revision, AsOf: ans.AsOf, Metadata: e.Metadata(), Expiry: e.Expiry, Size: e.Size(),
+		Tier: api.Tier(ans.Tier), Staleness: ans.Age, Bytes: e.Value(),
 	}
 	return true
 }

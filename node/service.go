@@ -71,10 +71,10 @@ func (s *service) Get(ctx context.Context, req api.GetRequest) (*api.Value, erro
 	}
 	e := ans.Entry
 	v := &api.Value{
-		Absent: e.Absent, Epoch: e.Epoch, Revision: e.Revision, AsOf: ans.AsOf,
+		Absent: e.Absent(), Epoch: e.Epoch(), Revision: e.Revision, AsOf: ans.AsOf,
 		Tier: api.Tier(ans.Tier), Staleness: ans.Age, StaleReason: ans.Reason,
 	}
-	gone := e.Absent
+	gone := e.Absent()
 	if !gone && e.Expiry > 0 {
 		if gone, err = s.clock.expired(ctx, e.Expiry); err != nil {
 			return nil, err
@@ -84,9 +84,9 @@ func (s *service) Get(ctx context.Context, req api.GetRequest) (*api.Value, erro
 		v.Absent, v.Revision = true, 0
 		return v, nil
 	}
-	v.Metadata, v.Expiry, v.Size = e.Metadata, e.Expiry, e.Size
+	v.Metadata, v.Expiry, v.Size = e.Metadata(), e.Expiry, e.Size()
 	if !e.Streamed() {
-		v.Bytes = e.Value
+		v.Bytes = e.Value()
 		return v, nil
 	}
 	v.Open = func(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
@@ -97,17 +97,18 @@ func (s *service) Get(ctx context.Context, req api.GetRequest) (*api.Value, erro
 
 // openValue streams a value that is too large to be cached, from whichever voter has its blob.
 func (s *service) openValue(ctx context.Context, e *cache.Entry, offset, length int64) (io.ReadCloser, error) {
-	key, err := s.control.dataKey(e.Namespace)
+	ns, size, write := e.Namespace(), e.Size(), e.WriteID()
+	key, err := s.control.dataKey(ns)
 	if err != nil {
 		return nil, err
 	}
-	ref := blob.Ref{Namespace: e.Namespace, ID: e.Blob}
-	v, err := s.blobs.openValue(ctx, ref, e.Size, span{offset, length}, func(at int64, sealed func(int64) (io.ReadCloser, error)) (io.ReadCloser, error) {
-		return key.OpenReader(e.Namespace, e.Key, e.WriteID, seal.SealedSize(e.Size), e.Size, at, sealed)
+	ref := blob.Ref{Namespace: ns, ID: e.Blob()}
+	v, err := s.blobs.openValue(ctx, ref, size, span{offset, length}, func(at int64, sealed func(int64) (io.ReadCloser, error)) (io.ReadCloser, error) {
+		return key.OpenReader(ns, e.Key(), write, seal.SealedSize(size), size, at, sealed)
 	})
 	if errors.Is(err, fs.ErrNotExist) {
 		// No voter has it any more: it was replaced longer ago than this node knows. Now it learns of that.
-		if _, serr := s.cache.Get(ctx, cache.Read{Namespace: e.Namespace, Key: e.Key, Strong: true}); serr != nil {
+		if _, serr := s.cache.Get(ctx, cache.Read{Namespace: ns, Key: e.Key(), Strong: true}); serr != nil {
 			return nil, serr
 		}
 	}
