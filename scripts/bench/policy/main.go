@@ -159,11 +159,13 @@ func (s *source) Ask(_ context.Context, _ cache.Hop, req cache.FillRequest) (cac
 
 // kvmesh is the real cache, with memory for size entries.
 func kvmesh(size int, _ trace) (func(int, uint32) bool, func()) {
-	read, c := open(1 << 20)
-	read(0, 0)
-	each := c.Stats().Bytes
+	read, c := open(1 << 40)
+	for key := range uint32(size) {
+		read(0, key)
+	}
+	bytes := c.Stats().Bytes
 	c.Close()
-	read, c = open(int64(size) * each * 16 / 15) // a sixteenth is for absences
+	read, c = open(bytes)
 	return read, c.Close
 }
 
