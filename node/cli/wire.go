@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -62,6 +63,7 @@ func serve(ctx context.Context, c config.Config, stdio IO) error {
 		CacheBytes: int64(c.Cache.Size), WAN: c.Mesh.Profile == config.ProfileWAN, Version: Version(), StrictLimits: c.API.StrictLimits,
 		Logger: newLogger(stdio.Err, c.Log.Level, c.Log.Format), Drain: drainTime,
 	}
+	limitMemory(opts.Logger, os.LookupEnv, c, config.ThisMachine().Memory, debug.SetMemoryLimit)
 	var warning string
 	var err error
 	if opts.MeshKey, warning, err = certs.ReadMeshKeyFile(c.Mesh.KeyFile); err != nil {
