@@ -70,6 +70,7 @@ type Cache struct {
 	shards [numShards]shard
 	main   budget
 	absent budget
+	large  large
 	hand   atomic.Uint32 // the shard that evicts next
 }
 
@@ -95,6 +96,8 @@ func New(opts Options) *Cache {
 	c := &Cache{opts: opts, metrics: newMetrics(opts.Metrics), changed: make(chan struct{})}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.absent.max = opts.Bytes / absentShare
+	c.large.c, c.large.max, c.large.reads = c, opts.Bytes/largeShare, c.metrics.large
+	c.large.values = make(map[LargeKey]*LargeValue)
 	for i := range c.shards {
 		c.shards[i].init()
 	}
@@ -404,6 +407,6 @@ type Stats struct {
 func (c *Cache) Stats() Stats {
 	return Stats{
 		Entries: c.main.entries.Load(), AbsentEntries: c.absent.entries.Load(),
-		Bytes: c.main.bytes.Load() + c.absent.bytes.Load(),
+		Bytes: c.main.bytes.Load() + c.absent.bytes.Load() + c.large.bytes.Load(),
 	}
 }

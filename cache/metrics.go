@@ -5,7 +5,7 @@ import "github.com/prometheus/client_golang/prometheus"
 // metrics are the cache's own counters. None carries a key or a namespace.
 type metrics struct {
 	hits, joins, joinsRefused, waits, evictions, epochs, hintsDisproved, noted prometheus.Counter
-	stale, refills, fills, late                                                *prometheus.CounterVec
+	stale, refills, fills, late, large                                         *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -36,7 +36,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			"Revisions beyond the watermark that were noted for keys not held, at an eviction or beside a fill."),
 		late: vec("kvmesh_fills_late_total",
 			"Fills and writes that a later change had overtaken when they were to be stored, by what became of them.", "outcome"),
-		stale:   vec("kvmesh_stale_served_total", "Reads answered from an old entry, by why.", "why"),
+		stale: vec("kvmesh_stale_served_total", "Reads answered from an old entry, by why.", "why"),
+		large: vec("kvmesh_large_reads_total",
+			"Reads of values above 1 MiB: found in memory, loaded into it, or streamed (for the first time, or without room).", "result"),
 		refills: vec("kvmesh_refills_total", "Hot entries that changed: refilled at once, or left to the next reader.", "result"),
 		fills:   vec("kvmesh_fills_total", "Questions to other tiers.", "tier", "result"),
 	}

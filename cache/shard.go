@@ -320,9 +320,11 @@ func (c *Cache) budgetOf(e *Entry) *budget {
 	return &c.main
 }
 
-// makeRoom evicts until all fits, and absences take no more than their share. What they leave of it is for values.
+// makeRoom evicts until all fits, and absences take no more than their share. What they, and large values, leave of theirs is
+// for values.
 func (c *Cache) makeRoom() {
-	for c.main.bytes.Load()+min(c.absent.bytes.Load(), c.absent.max) > c.opts.Bytes && c.evictOne(false) {
+	room := c.opts.Bytes - c.large.bytes.Load()
+	for c.main.bytes.Load()+min(c.absent.bytes.Load(), c.absent.max) > room && c.evictOne(false) {
 		c.metrics.evictions.Inc()
 	}
 	for c.absent.bytes.Load() > c.absent.max && c.evictOne(true) {

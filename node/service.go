@@ -95,13 +95,26 @@ func (s *service) Get(ctx context.Context, req api.GetRequest) (*api.Value, erro
 	return v, nil
 }
 
-// openValue streams a value that is too large to be cached, from whichever voter has its blob.
+// openValue opens a part of a value that is too large for an entry: from the cache's pool of such values, or as a stream from
+// whichever voter has its blob.
 func (s *service) openValue(ctx context.Context, e *cache.Entry, offset, length int64) (io.ReadCloser, error) {
-	ns, size, write := e.Namespace(), e.Size(), e.WriteID()
-	key, err := s.control.dataKey(ns)
+	key, err := s.control.dataKey(e.Namespace()) // even for what is in memory: with its namespace a value is gone
 	if err != nil {
 		return nil, err
 	}
+	stream := func(offset, length int64) (io.ReadCloser, error) { return s.streamValue(ctx, key, e, offset, length) }
+	load := func(ctx context.Context) (io.ReadCloser, error) { return s.streamValue(ctx, key, e, 0, e.Size()) }
+	if large := s.cache.Large(cache.LargeKey{Namespace: e.Namespace(), Blob: e.Blob()}, e.Size(), load); large != nil {
+		if r, err := large.Open(ctx, offset, length, stream); err == nil {
+			return r, nil
+		} // the stream may do better, or says what is wrong
+	}
+	return stream(offset, length)
+}
+
+// streamValue streams a part of a large value from whichever voter has its blob.
+func (s *service) streamValue(ctx context.Context, key *seal.DataKey, e *cache.Entry, offset, length int64) (io.ReadCloser, error) {
+	ns, size, write := e.Namespace(), e.Size(), e.WriteID()
 	ref := blob.Ref{Namespace: ns, ID: e.Blob()}
 	v, err := s.blobs.openValue(ctx, ref, size, span{offset, length}, func(at int64, sealed func(int64) (io.ReadCloser, error)) (io.ReadCloser, error) {
 		return key.OpenReader(ns, e.Key(), write, seal.SealedSize(size), size, at, sealed)

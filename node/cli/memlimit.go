@@ -44,4 +44,3 @@ func limitMemory(log *slog.Logger, env func(string) (string, bool), c config.Con
 	log.Info("the garbage collector has a soft limit", "limit_mib", int64(limit/config.MiB), "cache_size", c.Cache.Size.String(),
 		"memory_mib", int64(machine/config.MiB))
 }
-
