@@ -45,7 +45,7 @@ func (n *Node) listenAlone() net.Listener {
 	if n.httpCert != nil {
 		l = tls.NewListener(l, n.httpCert.Config("http/1.1"))
 	}
-	return api.LimitListener(l, maxHTTPConns)
+	return api.LimitListener(l, publicConns())
 }
 
 // keepCertificate takes renewed certificates of the public listener, if it has one.

@@ -102,7 +102,7 @@ func (r *repair) open() error {
 	if err := n.gossip.Start(context.Background()); err != nil {
 		return err
 	}
-	n.serve("admin listener", func() error { return n.admin.Serve(api.LimitListener(n.adminLn, maxHTTPConns)) })
+	n.serve("admin listener", func() error { return n.admin.Serve(api.LimitListener(n.adminLn, adminConns())) })
 	n.undo.push("admin server", func(context.Context) error { return n.admin.Close() })
 	n.serve("http listener", func() error { return n.http.Serve(n.listenAlone()) })
 	n.undo.push("http server", func(context.Context) error { return n.http.Close() })

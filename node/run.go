@@ -19,9 +19,6 @@ import (
 	"kvmesh/raftstore/kv"
 )
 
-// maxHTTPConns caps the connections of each HTTP listener.
-const maxHTTPConns = 16384
-
 // openHTTP makes the two HTTP servers.
 func (n *Node) openHTTP() {
 	log := n.component("http")
@@ -136,9 +133,9 @@ func (n *Node) Start() error {
 		}
 	}
 	n.task(probe.run)
-	n.serve("admin listener", func() error { return n.admin.Serve(api.LimitListener(n.adminLn, maxHTTPConns)) })
+	n.serve("admin listener", func() error { return n.admin.Serve(api.LimitListener(n.adminLn, adminConns())) })
 	n.undo.push("admin server", func(context.Context) error { return n.admin.Close() })
-	n.serve("http listener", func() error { return n.http.Serve(api.LimitListener(n.httpLn, maxHTTPConns)) })
+	n.serve("http listener", func() error { return n.http.Serve(api.LimitListener(n.httpLn, publicConns())) })
 	n.undo.push("http server", n.http.Shutdown)
 	n.undo.push("backups", func(context.Context) error { n.leave(); return nil })
 	n.undo.push("drain", n.drain)

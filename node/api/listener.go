@@ -15,38 +15,41 @@ import (
 const DefaultMaxConns = 8192
 
 // LimitListener returns a listener that holds at most maxConns connections at once (0 = DefaultMaxConns). Further ones
-// wait in the kernel's queue until one ends. Its connections are what NewServer expects.
+// are answered 503 with Retry-After and closed; beyond a few hundred of those at a time, closed at once. Its connections
+// are what NewServer expects.
 func LimitListener(l net.Listener, maxConns int) net.Listener {
 	if maxConns <= 0 {
 		maxConns = DefaultMaxConns
 	}
-	return &limitListener{Listener: l, slots: make(chan struct{}, maxConns), closed: make(chan struct{})}
+	return &limitListener{Listener: l, slots: make(chan struct{}, maxConns), refuser: newRefuser(maxConns)}
 }
 
 type limitListener struct {
 	net.Listener
-	slots  chan struct{} // one element per open connection
-	closed chan struct{}
-	once   sync.Once
+	slots   chan struct{} // one element per open connection
+	refuser *refuser
 }
 
 func (l *limitListener) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.closed:
-		return nil, net.ErrClosed
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case l.slots <- struct{}{}:
+			return &limitedConn{Conn: c, release: sync.OnceFunc(func() { <-l.slots })}, nil
+		default:
+			l.refuser.refuse(c)
+		}
 	}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.slots
-		return nil, err
-	}
-	return &limitedConn{Conn: c, release: sync.OnceFunc(func() { <-l.slots })}, nil
 }
 
+// Close closes the listener, and the connections that are being refused.
 func (l *limitListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return l.Listener.Close()
+	err := l.Listener.Close()
+	l.refuser.end()
+	return err
 }
 
 // limitedConn is a connection that gives its slot back when it is closed.

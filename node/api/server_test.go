@@ -213,49 +213,111 @@ func TestIdleAndSlowHeadersEnd(t *testing.T) {
 	})
 }
 
+// TestConnectionsAreCapped: who comes when there is no room is told so once it has asked, and one that says nothing, or
+// speaks TLS, is closed. There is room as soon as somebody leaves.
 func TestConnectionsAreCapped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := serveVirtual(t, func(http.ResponseWriter, *http.Request) {})
 		first, second := l.dial(), l.dial()
-		third := make(chan net.Conn)
-		go func() { third <- l.dial() }()
-		synctest.Wait()
-		select {
-		case <-third:
-			t.Error("a third connection was accepted")
-		default:
+		answer := func(sent string) (string, time.Duration) {
+			c := l.dial()
+			defer c.Close()
+			began := time.Now()
+			if sent != "" {
+				if _, err := io.WriteString(c, sent); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got, err := io.ReadAll(c)
+			if err != nil {
+				t.Error(err)
+			}
+			return string(got), time.Since(began)
+		}
+		const request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+		got, _ := answer(request)
+		for _, part := range []string{"HTTP/1.1 503 ", "\r\nRetry-After: 1\r\n", "\r\nConnection: close\r\n", `"overloaded"`, "2 connections"} {
+			if !strings.Contains(got, part) {
+				t.Errorf("a third connection is answered %q, without %q", got, part)
+			}
+		}
+		if got, took := answer(""); got != "" || took != refusalTimeout {
+			t.Errorf("one that says nothing is answered %q after %v", got, took)
+		}
+		if got, _ := answer("\x16\x03\x01"); got != "" {
+			t.Errorf("one that speaks TLS is answered %q", got)
 		}
 		_ = first.Close()
-		(<-third).Close()
-		_ = second.Close()
+		synctest.Wait()
+		third := l.dial()
+		if _, err := io.WriteString(third, request); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := io.ReadFull(third, make([]byte, len("HTTP/1.1 200"))); err != nil {
+			t.Errorf("after one has left: %d bytes, %v", n, err)
+		}
+		_, _ = second.Close(), third.Close() // net.Pipe's never fail
 	})
 }
 
-func TestLimitListenerCloses(t *testing.T) {
+// TestRefusalsAreBounded: beyond maxRefusals at a time a connection is closed at once, and none outlives the listener.
+func TestRefusalsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner := newPipeListener()
 		l := LimitListener(inner, 1)
-		go func() { _ = inner.dial() }()
-		c, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		done := make(chan error)
+		accepted := make(chan error, 1)
 		go func() {
-			_, err := l.Accept() // full
-			done <- err
+			for {
+				if _, err := l.Accept(); err != nil {
+					accepted <- err
+					return
+				}
+			}
 		}()
-		synctest.Wait()
-		_ = l.Close()
-		if err := <-done; !errors.Is(err, net.ErrClosed) {
+		keeps := inner.dial()
+		var told []net.Conn
+		for range maxRefusals {
+			told = append(told, inner.dial())
+		}
+		began := time.Now()
+		last := inner.dial()
+		if _, err := last.Read(make([]byte, 1)); err != io.EOF || time.Since(began) > 0 {
+			t.Errorf("one too many: %v after %v", err, time.Since(began))
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		for _, c := range told {
+			if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+				t.Errorf("after Close: %v", err)
+			}
+		}
+		if d := time.Since(began); d > 0 {
+			t.Errorf("Close takes %v", d)
+		}
+		if err := <-accepted; !errors.Is(err, net.ErrClosed) {
 			t.Errorf("Accept: %v", err)
 		}
-		_ = c.Close()
-		_ = c.Close() // gives its slot back once only
-		if n := len(l.(*limitListener).slots); n != 0 {
-			t.Errorf("%d slots taken", n)
-		}
+		_ = keeps.Close() // the listener's side is nobody's
 	})
+}
+
+// TestSlotsComeBack: a connection that is closed twice gives its slot back once.
+func TestSlotsComeBack(t *testing.T) {
+	inner := newPipeListener()
+	l := LimitListener(inner, 1)
+	go func() { _ = inner.dial() }()
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = c.Close(), c.Close()
+	if n := len(l.(*limitListener).slots); n != 0 {
+		t.Errorf("%d slots taken", n)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestHTTP2: the same limits and streams work over TLS with h2, where deadlines belong to streams.

@@ -185,19 +185,19 @@ func TestConnectionLimit(t *testing.T) {
 			}
 			all = append(all, c)
 		}
-		fourth := make(chan net.Conn, 1)
-		go func() { fourth <- l.dial() }()
-		synctest.Wait()
-		select {
-		case <-fourth:
-			t.Fatal("a fourth connection was accepted")
-		default:
+		fourth := l.dial()
+		if got := ask(t, fourth, get("/v1/kv/default/k")); !strings.HasPrefix(got, "503 Service Unavailable") {
+			t.Fatalf("a fourth connection is answered %q", got)
 		}
+		_ = fourth.Close() // so has the node
 		if err := all[1].Close(); err != nil {
 			t.Fatal(err)
 		}
-		c := <-fourth
-		ask(t, c, get("/v1/kv/default/k"))
+		synctest.Wait()
+		c := l.dial()
+		if got := ask(t, c, get("/v1/kv/default/k")); got != "200 OK value of k" {
+			t.Fatal(got)
+		}
 		for _, c := range append(all, c) {
 			_ = c.Close() // one is closed already
 		}
