@@ -1,7 +1,9 @@
 package api
 
 import (
+	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime/debug"
 	"time"
@@ -32,7 +34,7 @@ type Exchange struct {
 	r     *http.Request
 	route string // the metrics label, one of a closed set
 	code  kv.Code
-	gone  bool // the client left before it was answered
+	gone  bool // the client left before it was answered, or did not take the answer
 	start time.Time
 }
 
@@ -77,10 +79,10 @@ func (f *Frame) failed(x *Exchange, err error) {
 // Note counts and logs the failure of a call that answers it itself.
 func (f *Frame) Note(x *Exchange, err error) {
 	x.code = asError(err).Code
-	x.gone = x.r.Context().Err() != nil
+	x.gone = x.r.Context().Err() != nil || x.w.refused
 	switch {
 	case x.gone:
-		f.log.Debug("client went away", "route", x.route)
+		f.log.Debug("client went away", "route", x.route, "sent", x.w.bytes, "err", err)
 	case x.code == kv.CodeInternal:
 		f.log.Error("request failed", "route", x.route, "err", err)
 	case x.code == kv.CodeOutcomeUnknown:
@@ -113,9 +115,10 @@ func (f *Frame) finish(x *Exchange) {
 // recorder remembers what was answered.
 type recorder struct {
 	http.ResponseWriter
-	status int // 0 until the header is written
-	bytes  int64
-	timing *Timing // nil = not asked for
+	status  int // 0 until the header is written
+	bytes   int64
+	refused bool // the connection takes no more of the answer: that is nothing for an operator to see to
+	timing  *Timing // nil = not asked for
 }
 
 func (w *recorder) WriteHeader(status int) {
@@ -131,6 +134,9 @@ func (w *recorder) Write(p []byte) (int, error) {
 	}
 	n, err := w.ResponseWriter.Write(p)
 	w.bytes += int64(n)
+	if broken := net.Error(nil); errors.As(err, &broken) {
+		w.refused = true
+	}
 	return n, err
 }
 
