@@ -1,10 +1,12 @@
 package hitpath
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
 	"runtime/debug"
+	"sync/atomic"
 
 	"kvmesh/node/api"
 	"kvmesh/raftstore/kv"
@@ -27,7 +29,7 @@ const (
 	leastUnread = 4
 )
 
-// conn is a connection on the path. All of it but standing belongs to its own goroutine.
+// conn is a connection on the path. All of it but standing and abandon belongs to its own goroutine.
 type conn struct {
 	s     *Server
 	taken api.Taken
@@ -35,6 +37,8 @@ type conn struct {
 	base  api.Taken // as it was accepted, below TLS; never changes
 	isTLS bool
 	standing
+	// abandon ends the request that a handler looks at and has not begun to answer; else nil. Whoever swaps it out decides.
+	abandon atomic.Pointer[context.CancelFunc]
 
 	in         *[readBytes]byte
 	start, end int // of what is unread

@@ -4,9 +4,10 @@ import "github.com/prometheus/client_golang/prometheus"
 
 // metrics are the path's own. Requests are counted by their surfaces.
 type metrics struct {
-	conns  prometheus.Gauge
-	cut    prometheus.Counter
-	handed *prometheus.CounterVec // why
+	conns     prometheus.Gauge
+	cut       prometheus.Counter
+	abandoned prometheus.Counter
+	handed    *prometheus.CounterVec // why
 	// refused counts TLS handshakes that came to nothing.
 	refused prometheus.Counter
 }
@@ -29,6 +30,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "kvmesh_hitpath_connections_cut_total",
 			Help: "Connections closed because they were idle, or their client was slow, for too long.",
 		}),
+		abandoned: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kvmesh_hitpath_requests_abandoned_total", Help: "Requests ended because their client left while they waited.",
+		}),
 		handed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kvmesh_hitpath_connections_handed_over_total", Help: "Connections given to net/http for good, by why.",
 		}, []string{"why"}),
@@ -38,7 +42,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.conns, m.cut, m.handed, m.refused)
+		reg.MustRegister(m.conns, m.cut, m.abandoned, m.handed, m.refused)
 	}
 	return m
 }

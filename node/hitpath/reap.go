@@ -81,8 +81,35 @@ func (s *Server) keepTime() {
 				return late
 			}, (*conn).wake)
 			s.metrics.cut.Add(float64(cut))
+			s.abandon(tick)
 		case <-s.ctx.Done():
 			return
+		}
+	}
+}
+
+// leaveTicks is for how many seconds a request is carried on whose client has ended its side. It may wait for the answer all the
+// same, as somebody does who has nothing more to ask, or it may have gone: the two look alike until something is written.
+const leaveTicks = 2
+
+// abandon ends requests that handlers have been looking at for a while, and whose clients have left: the fill that such a
+// reader alone waits for ends with it.
+func (s *Server) abandon(tick uint64) {
+	var waiting []*conn
+	s.mu.Lock()
+	for c := range s.conns {
+		if old := c.standing.word.Load(); phase(old&7) == phaseBusy && tick-old>>3 >= leaveTicks && c.abandon.Load() != nil {
+			waiting = append(waiting, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range waiting {
+		if !hasLeft(c.base.Raw()) {
+			continue
+		}
+		if cancel := c.abandon.Swap(nil); cancel != nil {
+			(*cancel)()
+			s.metrics.abandoned.Inc()
 		}
 	}
 }

@@ -28,6 +28,8 @@ func (c *conn) answerSlowly(request []byte) (done, keep bool) {
 	c.standing.set(phaseBusy, c.s.tick.Load())
 	ctx, cancel := context.WithCancel(c.taken.Context(c.s.ctx))
 	defer cancel()
+	c.abandon.Store(&cancel)
+	defer c.abandon.Store(nil)
 	r = r.WithContext(ctx)
 	if addr := c.raw.RemoteAddr(); addr != nil {
 		r.RemoteAddr = addr.String()
@@ -82,6 +84,7 @@ func (w *answer) WriteHeader(status int) {
 		return
 	}
 	w.status = status
+	w.c.abandon.Store(nil) // from here on the writes tell whether anybody is there
 	var err error
 	if w.length, err = strconv.ParseInt(w.header.Get("Content-Length"), 10, 64); err != nil || w.length < 0 {
 		w.err = errNoLength
