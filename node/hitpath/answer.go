@@ -114,7 +114,13 @@ func (c *conn) writeLarge(body []byte) {
 	_, err := c.vec.WriteTo(c.raw)
 	c.two = [2][]byte{} // an idle connection keeps no value alive
 	*c.out = (*c.out)[:0]
-	for body = body[first:]; err == nil && len(body) > 0; body = body[min(len(body), pieceBytes):] {
+	if body = body[first:]; err == nil && len(body) > 0 {
+		var done bool
+		if done, err = c.writeRest(body); done {
+			body = nil
+		}
+	}
+	for ; err == nil && len(body) > 0; body = body[min(len(body), pieceBytes):] {
 		c.standing.set(phaseWrite, c.s.tick.Load())
 		_, err = c.raw.Write(body[:min(len(body), pieceBytes)])
 	}

@@ -49,6 +49,7 @@ type conn struct {
 	out   *[]byte     // answers that have not been written; nil between requests
 	vec   net.Buffers // what writeLarge writes at once, in two
 	two   [2][]byte
+	rest  *restWriter // nil before the first large value
 	value api.Value
 	epoch epochText // of the last native answer
 	key   [kv.MaxKeyBytes]byte
