@@ -117,7 +117,7 @@ type recorder struct {
 	http.ResponseWriter
 	status  int // 0 until the header is written
 	bytes   int64
-	refused bool // the connection takes no more of the answer: that is nothing for an operator to see to
+	refused bool    // the connection takes no more of the answer: that is nothing for an operator to see to
 	timing  *Timing // nil = not asked for
 }
 

@@ -37,6 +37,7 @@ func TestBadClients(t *testing.T) {
 	t.Run("never reading", b.neverReading)
 	t.Run("half closed", b.halfClosed)
 	t.Run("canonical", b.canonical)
+	t.Run("ranges", b.ranges)
 }
 
 func between(s, before, after string) string {
@@ -305,6 +306,47 @@ func (b *badClients) canonical(t *testing.T) {
 				t.Errorf("GET %s: %s, another form had %s", target, tag, etag)
 			} else if tag != "" {
 				etag = tag
+			}
+		}
+	}
+}
+
+// ranges asks for parts of large values, in memory and streamed, and for what has not changed: on the native surface, which has
+// entity tags. The two that are Cloudflare's have none, and give the whole value whatever is asked for.
+func (b *badClients) ranges(t *testing.T) {
+	for key, value := range map[string][]byte{"large": b.large, "streamed": b.streamed} {
+		n := len(value)
+		target := "/v1/kv/default/" + key
+		tag := b.node.Must(t, 200, http.MethodHead, target, nil).Header.Get("Etag")
+		for _, tc := range []struct {
+			headers []string
+			status  int
+			shown   string // Content-Range
+			body    []byte
+		}{
+			{[]string{"Range", "bytes=1000-1999"}, 206, fmt.Sprintf("bytes 1000-1999/%d", n), value[1000:2000]},
+			{[]string{"Range", "bytes=-300000"}, 206, fmt.Sprintf("bytes %d-%d/%d", n-300000, n-1, n), value[n-300000:]},
+			{[]string{"Range", "bytes=70000-"}, 206, fmt.Sprintf("bytes 70000-%d/%d", n-1, n), value[70000:]},
+			{[]string{"Range", fmt.Sprintf("bytes=%d-", n)}, 416, fmt.Sprintf("bytes */%d", n), nil},
+			{[]string{"Range", "bytes=0-9", "If-Range", tag}, 206, fmt.Sprintf("bytes 0-9/%d", n), value[:10]},
+			{[]string{"Range", "bytes=0-9", "If-Range", `"00000000-1"`}, 200, "", value},
+			{[]string{"If-None-Match", tag}, 304, "", []byte{}},
+			{[]string{"If-None-Match", tag, "Range", "bytes=0-9"}, 304, "", []byte{}},
+			{[]string{"If-None-Match", `"00000000-1"`}, 200, "", value},
+			{[]string{"If-Match", `"00000000-1"`}, 412, "", nil},
+		} {
+			a := b.node.Must(t, tc.status, http.MethodGet, target, nil, tc.headers...)
+			if a.Header.Get("Content-Range") != tc.shown || (tc.body != nil && !bytes.Equal(a.Body, tc.body)) {
+				t.Errorf("%s %q: %d bytes, Content-Range %q", key, tc.headers, len(a.Body), a.Header.Get("Content-Range"))
+			}
+		}
+		for _, other := range [][]string{
+			{"/client/v4/accounts/a/storage/kv/namespaces/" + b.space + "/values/" + key},
+			{"/" + key + "?urlencoded=true", "Kv-Namespace", "default"},
+		} {
+			a := b.node.Must(t, 200, http.MethodGet, other[0], nil, append(other[1:], "Range", "bytes=0-9", "If-None-Match", tag)...)
+			if !bytes.Equal(a.Body, value) || a.Header.Get("Etag") != "" {
+				t.Errorf("GET %s: %d bytes, Etag %q", other[0], len(a.Body), a.Header.Get("Etag"))
 			}
 		}
 	}
