@@ -180,9 +180,13 @@ func (r failedReader) Read([]byte) (int, error) { return 0, r.err }
 func (r failedReader) Close() error             { return nil }
 
 func noVoterGives(errs []error) *kv.Error {
+	why := errors.Join(errs...)
+	if why == nil {
+		why = errors.New("none can be reached")
+	}
 	return &kv.Error{
 		Code: kv.CodeUnavailable, RetryAfter: time.Second,
-		Message: "no voter could give the value just now; retry: " + errors.Join(errs...).Error(),
+		Message: "no voter could give the value just now; retry: " + why.Error(),
 	}
 }
 

@@ -377,6 +377,15 @@ func TestReadMiddle(t *testing.T) {
 	}
 }
 
+// Where no voter is known a value is refused for now, and is not said to be gone.
+func TestReadWithoutVoters(t *testing.T) {
+	r := newBlobRig(t)
+	_, err := r.open(r.edge, r.item(100), 0)
+	if e := new(kv.Error); !errors.As(err, &e) || e.Code != kv.CodeUnavailable || e.RetryAfter == 0 || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+}
+
 // A voter that lacks a value gives it all the same, from the others, and fetches it; asked for its own copy it says no.
 func TestVotersGiveWhatTheyLack(t *testing.T) {
 	r := newBlobRig(t, "a", "b", "c")

@@ -21,8 +21,8 @@ func TestLargeFromMemory(t *testing.T) {
 	held := func(value []byte) {
 		t.Helper()
 		voter.Must(t, 200, http.MethodPut, target, value)
-		before := edgeReads(t, w)
 		nodetest.Eventually(t, visible, "the value is read from memory", func() error {
+			before := edgeReads(t, w) // the value before this one is in memory, too
 			if err := edge.Sees(t.Context(), target, value); err != nil {
 				return err
 			}
