@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,10 +16,22 @@ import (
 
 	"go.uber.org/goleak"
 
+	"kvmesh/node/nodetest"
 	"kvmesh/node/peer"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain looks for goroutines that were left behind. It is patient: memberlist waits for nobody, and a probe that runs when
+// it is shut down ends with its own timeout.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if code == 0 {
+		if err := nodetest.Until(context.Background(), nodetest.Patience, func() error { return goleak.Find() }); err != nil {
+			fmt.Fprintln(os.Stderr, "left behind by meshes that were stopped:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
 
 // The checker takes what is true, however old, and refuses what is not, by one nanosecond.
 func TestHistory(t *testing.T) {
