@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -158,6 +159,15 @@ func onUsageError(c *ucli.Context, err error, _ bool) error {
 func group(c *ucli.Context) error {
 	name := c.Command.HelpName
 	if arg := c.Args().First(); arg != "" {
+		var meant []string // the groups that have it
+		for _, s := range c.Command.Subcommands {
+			if slices.ContainsFunc(s.Subcommands, func(sub *ucli.Command) bool { return sub.HasName(arg) }) {
+				meant = append(meant, fmt.Sprintf("%s %s %s", name, s.Name, arg))
+			}
+		}
+		if len(meant) > 0 {
+			return usagef("%s has no command %q; there is %s", name, arg, strings.Join(meant, ", and "))
+		}
 		return usagef("%s has no command %q; see %s --help", name, arg, name)
 	}
 	var subs []string

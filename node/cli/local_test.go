@@ -157,6 +157,15 @@ func TestUsageErrors(t *testing.T) {
 			t.Errorf("kvmesh %q: exit %d, stdout %q, stderr %q", args, r.code, r.out, r.err)
 		}
 	}
+	for args, want := range map[string]string{
+		"put a b": "there is kvmesh key put\n",
+		"create":  "there is kvmesh namespace create\n",
+		"kv get":  "see kvmesh --help\n",
+	} {
+		if r := s.run(strings.Fields(args)...); r.code != ExitUsage || !strings.HasSuffix(r.err, want) {
+			t.Errorf("kvmesh %s: exit %d, %s", args, r.code, r.err)
+		}
+	}
 }
 
 func TestVersion(t *testing.T) {
