@@ -182,7 +182,23 @@ func (g *Gossip) tableLoop() {
 				members[id] = m
 			}
 		}
+		before := t.current.Load()
 		t.publish(members, news.self)
+		g.tellChanges(before, t.current.Load())
+	}
+}
+
+// tellChanges logs whose state is another one now. A departure is told once its farewell has been weighed: who left did not
+// fail.
+func (g *Gossip) tellChanges(before, after *snapshot) {
+	if before == after {
+		return
+	}
+	for _, m := range after.members {
+		if old, known := before.find(m.ID); m.Self || known && old.State == m.State {
+			continue
+		}
+		g.log.Info("member "+string(m.State), "node", m.ID, "name", m.Name, "role", m.Role, "region", m.Region, "addr", m.Gossip)
 	}
 }
 
@@ -239,9 +255,6 @@ func (g *Gossip) apply(members map[string]Member, c change, now time.Time) {
 	if known && old.State == m.State {
 		m.Since = old.Since
 	}
-	if !known || old.State != m.State {
-		g.log.Info("member "+string(m.State), "node", m.ID, "name", m.Name, "role", m.Role, "region", m.Region, "addr", m.Gossip)
-	}
 	members[c.id] = m
 }
 
@@ -262,7 +275,6 @@ func (g *Gossip) settle(m *Member, n news, now time.Time) (drop bool) {
 		m.State = Left
 	case m.State == Alive && doubted:
 		m.State, m.Since = Suspect, now
-		g.log.Info("member suspect", "node", m.ID, "name", m.Name, "addr", m.Gossip)
 	case m.State == Suspect && !doubted:
 		m.State, m.Since = Alive, now
 	}
