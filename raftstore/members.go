@@ -240,7 +240,7 @@ func (s *Store) change(ctx context.Context, call func() raft.Future) error {
 	case errors.Is(err, raft.ErrNotLeader):
 		return s.errNotLeader()
 	case errors.Is(err, raft.ErrLeadershipTransferInProgress):
-		return errNoLeader("leadership is being handed over")
+		return errHandingOver()
 	case ctx.Err() != nil, errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrRaftShutdown):
 		return kv.Errorf(kv.CodeOutcomeUnknown, "the membership may have changed: %v", err)
 	default:
@@ -269,10 +269,17 @@ func (s *Store) TransferLeadership(ctx context.Context, to string) error {
 			return s.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to))
 		}
 	}
-	if err := s.await(ctx, call); err != nil {
+	if err := s.handOver(ctx, call); err != nil {
 		return kv.Errorf(kv.CodeUnavailable, "the leadership could not be handed over, and may move later: %v", err)
 	}
 	return nil
+}
+
+// handOver has Raft transfer the leadership when no write is on its way.
+func (s *Store) handOver(ctx context.Context, transfer func() raft.Future) error {
+	release := s.combiner.hold(ctx)
+	defer release()
+	return s.await(ctx, transfer)
 }
 
 func (s *Store) configuration() raft.Configuration {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"kvmesh/raftstore/command"
 	"kvmesh/raftstore/kv"
 )
 
@@ -160,6 +162,54 @@ func TestRemovalOfTheOnlyVoter(t *testing.T) {
 		if err := c.leader().RemoveMember(t.Context(), "a"); !isCode(err, kv.CodeRefused) {
 			t.Errorf("the only voter was removed: %v", err)
 		}
+	})
+}
+
+// Handing the leadership over costs no write its outcome: what is on its way comes first, and what comes meanwhile is refused
+// with the remedy, also when it has waited in the queue.
+func TestHandingOverWaitsForWrites(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		c := newCluster(t, "a", "b", "c", "d", "e").start()
+		lead, to := c.leader(), c.follower()
+		var release []func()
+		for _, id := range []string{"a", "b", "c", "d", "e"} { // no majority has the write, but the next leader
+			if id != lead.opts.NodeID && id != to.opts.NodeID {
+				release = append(release, c.net.hold(id, lead.opts.NodeID, lead.opts.NodeID))
+			}
+		}
+		propose := func(name string) <-chan error {
+			done := make(chan error, 1)
+			go func() {
+				_, err := lead.Propose(t.Context(), []command.Op{c.put(name, "v")})
+				done <- err
+			}()
+			synctest.Wait()
+			return done
+		}
+		flying := propose("flying")
+		queued := propose("queued") // the pace keeps it
+		handed := make(chan error, 1)
+		go func() { handed <- lead.TransferLeadership(t.Context(), to.opts.NodeID) }()
+		synctest.Wait()
+		if err := <-queued; !isCode(err, kv.CodeNoLeader) {
+			t.Errorf("in the queue: %v", err)
+		}
+		if err := <-propose("late"); !isCode(err, kv.CodeNoLeader) {
+			t.Errorf("meanwhile: %v", err)
+		}
+		for _, r := range release {
+			r()
+		}
+		if err := <-flying; err != nil {
+			t.Errorf("on its way: %v", err)
+		}
+		if err := <-handed; err != nil {
+			t.Error(err)
+		}
+		if now := c.leader(); now != to {
+			t.Errorf("%s leads, not %s", now.opts.NodeID, to.opts.NodeID)
+		}
+		c.mustPut(c.leader(), "k", "v")
 	})
 }
 

@@ -22,6 +22,8 @@ const (
 	// entryPace is how long an entry may keep the next one waiting. On one network an entry is committed sooner; across a
 	// continent a write that has to wait pays little beside the round trip.
 	entryPace = 10 * time.Millisecond
+	// handOverWait is how long entries on their way may delay a handing over of the leadership.
+	handOverWait = time.Second
 	// noLeaderRetry is about the length of an election.
 	noLeaderRetry = 500 * time.Millisecond
 )
@@ -80,6 +82,8 @@ type combiner struct {
 	appending *entry        // handed over and not durable yet
 	last      time.Duration // when the newest was taken off the queue, on the node's clock
 	closed    bool
+	held      int             // hold without release: the leadership is being handed over
+	settled   []chan struct{} // closed when nothing is on its way
 }
 
 func newCombiner(s *Store) *combiner {
@@ -148,8 +152,11 @@ func (c *combiner) enqueue(p *proposal) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	switch {
+	case c.closed:
 		return errClosed()
+	case c.held > 0:
+		return errHandingOver()
 	}
 	if c.bytes+int64(p.bytes) > c.limit {
 		return &kv.Error{
@@ -267,6 +274,7 @@ func (c *combiner) answered(key *byte, f raft.ApplyFuture, err error) {
 	if c.appending == e {
 		c.appending = nil
 	}
+	c.settle()
 	c.wake()
 	begun, refused := e.begun, e.refused
 	c.mu.Unlock()
@@ -317,7 +325,7 @@ func (c *combiner) classify(err error, begun bool) error {
 	case errors.Is(err, raft.ErrRaftShutdown):
 		return errClosed()
 	case errors.Is(err, raft.ErrLeadershipTransferInProgress):
-		return errNoLeader("leadership is being handed over")
+		return errHandingOver()
 	default: // ErrNotLeader, ErrEnqueueTimeout, ErrLeadershipLost before the entry was taken up
 		return c.s.errNotLeader()
 	}
@@ -340,7 +348,7 @@ func (c *combiner) stored(logs []*raft.Log) {
 	for _, l := range logs {
 		if e := c.find(l); e != nil && e == c.appending {
 			c.appending = nil
-			c.wake()
+			c.wake() // e is among handed
 		}
 	}
 }
@@ -363,10 +371,53 @@ func (c *combiner) find(l *raft.Log) *entry {
 	return c.handed[&l.Data[0]]
 }
 
+// hold refuses what comes until release, answers what has not been handed to Raft, and waits until the rest has its
+// outcome, for at most handOverWait. Raft hands the leadership over as soon as the next leader has all entries, while a
+// majority may not: the writers of those could not know what became of them.
+func (c *combiner) hold(ctx context.Context) (release func()) {
+	c.mu.Lock()
+	c.held++
+	settled := make(chan struct{})
+	c.settled = append(c.settled, settled)
+	c.settle()
+	c.mu.Unlock()
+	c.refuseQueue(errHandingOver())
+
+	limit := time.NewTimer(handOverWait)
+	defer limit.Stop()
+	select {
+	case <-settled:
+	case <-limit.C:
+	case <-ctx.Done():
+	}
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.held--
+	}
+}
+
+// settle tells those who wait for it that nothing is on its way. The caller holds mu.
+func (c *combiner) settle() {
+	if c.appending != nil || len(c.handed) > 0 {
+		return
+	}
+	for _, ch := range c.settled {
+		close(ch)
+	}
+	c.settled = nil
+}
+
 // close refuses what comes from now on and answers what has not been handed over.
 func (c *combiner) close() {
 	c.mu.Lock()
 	c.closed = true
+	c.mu.Unlock()
+	c.refuseQueue(errClosed())
+}
+
+func (c *combiner) refuseQueue(err error) {
+	c.mu.Lock()
 	queue := c.queue
 	c.queue = nil
 	for _, p := range queue {
@@ -374,7 +425,7 @@ func (c *combiner) close() {
 	}
 	c.mu.Unlock()
 	for _, p := range queue {
-		p.done <- outcome{err: errClosed()}
+		p.done <- outcome{err: err}
 	}
 }
 
@@ -395,6 +446,8 @@ func errHangs() error {
 func errNoLeader(why string) error {
 	return &kv.Error{Code: kv.CodeNoLeader, RetryAfter: noLeaderRetry, Message: why + "; send it again"}
 }
+
+func errHandingOver() error { return errNoLeader("leadership is being handed over") }
 
 // errNotLeader names the leader when it is known to be another node.
 func (s *Store) errNotLeader() error {

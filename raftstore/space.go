@@ -180,7 +180,7 @@ func (s *Store) giveLeadershipAway(ctx context.Context, since time.Duration) boo
 	s.opts.Logger.Warn("handing leadership over, because the disk is full", "to", to)
 	ctx, cancel := context.WithTimeout(ctx, giveUpEvery)
 	defer cancel()
-	err := s.await(ctx, func() raft.Future { return s.raft.LeadershipTransferToServer(to, raft.ServerAddress(to)) })
+	err := s.handOver(ctx, func() raft.Future { return s.raft.LeadershipTransferToServer(to, raft.ServerAddress(to)) })
 	if err != nil && ctx.Err() == nil {
 		s.opts.Logger.Warn("leadership could not be handed over", "to", to, "err", err)
 	}
