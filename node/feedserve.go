@@ -133,6 +133,8 @@ func (s *feedServer) stream(ctx context.Context, c *peer.Conn, sub wire.Subscrib
 		case <-controlChanged:
 		case <-tick.C:
 			due = true
+		case <-c.Draining(): // the reader finds another source
+			return nil
 		case <-ctx.Done():
 			return nil
 		}

@@ -158,13 +158,30 @@ func (n *Node) serve(name string, fn func() error) {
 	})
 }
 
-// Stop ends the node in order: not ready, Options.Drain passed, requests drained, leadership handed over, gossip left,
-// everything closed. It goes on to the end when ctx ends, without waiting for what is unfinished.
+// Stop ends the node in order: not ready, Options.Drain passed, requests drained, leadership handed over, other nodes'
+// requests drained, gossip left, everything closed. It goes on to the end when ctx ends, without waiting for what is
+// unfinished.
 func (n *Node) Stop(ctx context.Context) error {
+	at := n.stepOf("http server")
+	n.undo.steps = slices.Insert(n.undo.steps, at, teardownStep{"requests of other nodes", n.dismissPeers})
 	if n.store != nil {
-		n.undo.steps = slices.Insert(n.undo.steps, n.stepOf("http server"), teardownStep{"leadership", n.handOver})
+		n.undo.steps = slices.Insert(n.undo.steps, at+1, teardownStep{"leadership", n.handOver})
 	}
 	return n.undo.run(ctx)
+}
+
+// peerDrain bounds how long a node that stops serves what other nodes have asked it.
+const peerDrain = 2 * time.Second
+
+// dismissPeers closes the peer port to new requests, which their senders learn, and ends those under way: a write that was
+// forwarded here is answered, or goes to the leader that follows, and none has an unknown outcome because this node stops.
+func (n *Node) dismissPeers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, peerDrain)
+	defer cancel()
+	if err := n.peers.Close(ctx); err != nil {
+		n.log.Warn("requests of other nodes were cut off", "error", err)
+	}
+	return nil
 }
 
 // Abort gives up the ports, and waits for nothing, so that nobody turns to a node whose process is about to end: one that

@@ -14,6 +14,9 @@ import (
 // lateAnswer is how long to wait for the answer that explains why the other side took no more of a body.
 const lateAnswer = time.Second
 
+// errGoodbye says that the node has not looked at the request.
+var errGoodbye = errors.New("the node is shutting down")
+
 // clientConn is a connection that a Client sends requests on.
 type clientConn struct {
 	*Conn
@@ -225,6 +228,11 @@ func (x *exchange) readAnswer(whole bool) (*Reply, error) {
 	}
 	x.answered = true
 	typ, payload, err := ReadFrame(c.br, nil)
+	if err == nil && typ == frameGoodbye {
+		x.answered, x.sent = false, false
+		x.detach(false)
+		return nil, errGoodbye
+	}
 	if err == nil && typ != frameResponse {
 		err = fmt.Errorf("%w: type %d in place of a response", ErrFrame, typ)
 	}

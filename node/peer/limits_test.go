@@ -77,7 +77,33 @@ func TestMaxPerNode(t *testing.T) {
 	})
 }
 
-// Draining waits for the request that is being served, and closes idle connections at once.
+// A request that crosses with the goodbye of a node that shuts down was not looked at, and its sender knows.
+func TestARequestCrossesWithTheGoodbye(t *testing.T) {
+	_, s, cl := rpc(t, false, MuxOptions{}, ClientOptions{}, func(m *Mux) {
+		m.Handle(mWait, "wait", func(context.Context, *Request) (*Response, error) { return &Response{}, nil })
+	})
+	if _, err := cl.Call(patient(t), "n1", Call{Method: mWait}); err != nil {
+		t.Fatal(err)
+	}
+	cl.pool.mu.Lock()
+	idle := cl.pool.idle["n1"][0]
+	cl.pool.mu.Unlock()
+	idle.tcp = nil // nobody looks before sending, as when the goodbye comes a moment later
+	closed := make(chan error)
+	go func() { closed <- s.Close(patient(t)) }()
+	if _, err := idle.br.Peek(1); err != nil {
+		t.Fatal(err)
+	}
+	_, err := cl.Call(patient(t), "n1", Call{Method: mWait})
+	if call := new(CallError); !errors.As(err, &call) || call.MaybeSent {
+		t.Errorf("%v, want that it was not sent", err)
+	}
+	if err := <-closed; err != nil {
+		t.Errorf("Close: %v", err)
+	}
+}
+
+// Draining waits for the request that is being served, and says goodbye on idle connections.
 func TestDrainingServesWhatHasBegun(t *testing.T) {
 	started, release := make(chan struct{}), make(chan struct{})
 	_, s, cl := rpc(t, false, MuxOptions{}, ClientOptions{}, func(m *Mux) {

@@ -26,6 +26,9 @@ const (
 	serverIdle = 2*DefaultIdleTimeout + 10*time.Second
 	// progressTimeout is how long a peer may take for the next piece of a request, or to take a piece of an answer.
 	progressTimeout = 30 * time.Second
+	// goodbyeFor is how long a connection on which nothing is under way is kept after a goodbye: a request that crosses with
+	// it must not meet a closed socket, which would answer it with a reset.
+	goodbyeFor = 300 * time.Millisecond
 	// drainBody is how much of a body that the handler did not want is read, to keep the connection.
 	drainBody = 256 << 10
 	// smallBody is the size up to which a body is sent in one write with its frame.
@@ -120,5 +123,8 @@ func (m *Mux) Serve(ctx context.Context, c *Conn) {
 			m.opts.Logger.Debug("a peer connection ends", "peer", c.peer, "err", err)
 			return
 		}
+	}
+	if c.drain.Err() != nil && ctx.Err() == nil {
+		s.goodbye()
 	}
 }

@@ -43,6 +43,15 @@ func (s *session) awaitRequest() bool {
 	return err == nil
 }
 
+// goodbye ends a connection on which no request has begun, and says so to a caller whose next one is already on its way.
+func (s *session) goodbye() {
+	b, err := AppendFrame(nil, frameGoodbye, nil)
+	if err != nil || s.write(b) != nil {
+		return
+	}
+	s.c.lingerClose(goodbyeFor)
+}
+
 // serveRequest reads a request, serves and answers it. An error means that the connection cannot be used any further.
 func (s *session) serveRequest(ctx context.Context) error {
 	if err := s.c.SetReadDeadline(time.Now().Add(progressTimeout)); err != nil {

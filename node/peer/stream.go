@@ -33,12 +33,15 @@ func MaySpeakRaft(id certs.Identity) bool {
 	return id.Role == certs.RoleVoter || id.Role == certs.RoleLearner
 }
 
-// serve hands c to Accept and keeps it alive until Raft has closed it.
+// serve hands c to Accept and keeps it alive until Raft has closed it, or the server drains: a node that shuts down has
+// given up its leadership before.
 func (l *StreamLayer) serve(ctx context.Context, c *Conn) {
 	s := &stream{Conn: c, done: make(chan struct{})}
 	select {
 	case l.queue <- s:
 	case <-l.closed:
+		return
+	case <-c.Draining():
 		return
 	case <-ctx.Done():
 		return
@@ -46,6 +49,7 @@ func (l *StreamLayer) serve(ctx context.Context, c *Conn) {
 	select {
 	case <-s.done:
 	case <-l.closed: // Raft is gone; its connections go with it
+	case <-c.Draining():
 	case <-ctx.Done():
 	}
 }

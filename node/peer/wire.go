@@ -16,10 +16,13 @@ import (
 //	request:  method 2 | remaining time in ms 4, 0 = none given | hops 1 | body length 8 | arguments (msgpack)
 //	response: status 1 | body length 8 | result, or Failure (msgpack)
 //
-// The status is statusOK or statusError, plus statusClosing when the connection ends after this answer.
+// The status is statusOK or statusError, plus statusClosing when the connection ends after this answer. A goodbye is empty:
+// a node that shuts down says by it that it looks at no further request of the connection, as HTTP/2 does by GOAWAY (RFC
+// 9113, section 6.8), so that whoever has just sent one may turn to another node.
 const (
 	frameRequest  byte = 1
 	frameResponse byte = 2
+	frameGoodbye  byte = 3
 
 	requestHead  = 2 + 4 + 1 + 8
 	responseHead = 1 + 8
