@@ -6,8 +6,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"maps"
-	"net"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -150,14 +148,11 @@ func (r *run) checkNodes(c *ucli.Context, o bench.Options, roots *x509.CertPool)
 }
 
 func (r *run) bench(ctx context.Context, o bench.Options, roots *x509.CertPool, fill, asJSON bool) error {
-	transport := &http.Transport{
-		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
-		DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
-		MaxIdleConnsPerHost: o.Workers, DisableCompression: true, ForceAttemptHTTP2: false,
+	o.TLS = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
+	b, err := bench.New(o)
+	if err != nil {
+		return err
 	}
-	defer transport.CloseIdleConnections()
-	o.Transport = transport
-	b := bench.New(o)
 	if fill {
 		stop := r.showCount("filling", int64(o.Load.Keys), b.Stored)
 		err := b.Fill(ctx)

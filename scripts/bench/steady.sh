@@ -6,10 +6,13 @@
 #   scripts/bench/steady.sh [--seconds N] [--rounds N] [--keys N] [--size BYTES] [--entries N] [--entry-size BYTES]
 #                           [--connections N] [--no-policy]
 #
-# Quiet and busy rounds take turns, N of each (3) of N seconds (60). Then the edge takes N entries (1,000,000), and is asked
-# again. It fails when an answer is wrong, whatever the figures are. The edge has a core of its own; the voter and the load
-# have the other one. With the defaults it takes about twelve minutes, five of them for the table of hits. It needs Go and
-# curl, and 2 GB of memory and of disk for a million entries.
+# Quiet and busy rounds take turns, N of each (3) of N seconds (60), with one more of nginx and a file for each key, asked for
+# at the same rate: what this machine allows. Then the edge takes N entries (1,000,000), and is asked again. It fails when an
+# answer is wrong, whatever the figures are. The server that is asked has a core of its own; the voter and the load have the
+# other one. Both cores are kept busy with work that gives way to any other (SCHED_IDLE): a virtual processor that sleeps may
+# be woken milliseconds late, which would be the whole figure. With the defaults it takes about fifteen minutes, five of them
+# for the table of hits. It needs Go, curl, and nginx, which it installs where it may, and 2 GB of memory and of disk for a
+# million entries.
 set -euo pipefail
 exec </dev/null
 
@@ -32,9 +35,17 @@ done
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." >/dev/null && pwd)
 (($(nproc) >= 2)) || { echo "this needs two cores: one for the edge, one for all else" >&2 && exit 1; }
 
+if ! command -v nginx >/dev/null; then
+	((EUID == 0)) && command -v apt-get >/dev/null || { echo "nginx is not installed" >&2 && exit 1; }
+	# RUNLEVEL=1: the service that comes with the package is not to be started.
+	RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends nginx >/dev/null
+fi
+
 work=$(mktemp -d)
 pids=()
+masters=() # nginx's, which ends its worker when it is told to end
 cleanup() {
+	for pid in "${masters[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
 	for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
 	wait 2>/dev/null || true
 	rm -rf -- "$work"
@@ -66,6 +77,10 @@ node edge edge 10 0 --join "127.0.0.1:$((base + 2))" --cache-size "$((room > 167
 edge=${pids[1]}
 voter_url=http://127.0.0.1:$base edge_url=http://127.0.0.1:$((base + 10)) admin=http://127.0.0.1:$((base + 13))
 auth="Authorization: Bearer $token"
+for core in 0 1; do
+	chrt --idle 0 taskset -c "$core" bash -c 'while :; do :; done' &
+	pids+=($!)
+done
 for p in $((base + 3)) $((base + 13)); do
 	for ((try = 0; ; try++)); do
 		curl -fsS -o /dev/null "http://127.0.0.1:$p/readyz" 2>/dev/null && break
@@ -108,10 +123,46 @@ check() {
 	curl -fsS --max-time 10 -H "$auth" -o "$work/got" "$edge_url/v1/kv/default/$key" || fail "$key cannot be read"
 	cmp -s "$work/got" "$work/want" || fail "$key is $(head -c 40 "$work/got")…, not $(head -c 40 "$work/want")…"
 }
-# ask ARGUMENT... has kvmesh bench read from the edge, and leaves its report in $work/report.
+# nginx_start serves the keys, and what kvmesh bench asks a node first, as files.
+nginx_url=http://127.0.0.1:$((base + 20))
+nginx_start() {
+	local files # as many descriptors as it may have, up to what a file of each key needs
+	files=$(ulimit -Hn)
+	[[ $files != unlimited ]] && ((files <= keys + 3000)) || files=$((keys + 3000))
+	((files > 4000)) || fail "this needs more than 4000 descriptors: see ulimit -Hn"
+	mkdir -p "$work/files/v1/kv/default" "$work/files/v1/namespaces"
+	curl -fsS -H "$auth" -o "$work/files/v1/namespaces/default" "$edge_url/v1/namespaces/default"
+	(cd "$work/files/v1/kv/default" && awk -v count="$keys" -v n="$size" 'BEGIN {
+		for (i = 0; i < n; i++) pad = pad "x"
+		for (i = 0; i < count; i++) { f = sprintf("bench-%08d", i); s = f ".-1."; printf "%s", s substr(pad, 1, n - length(s)) >f; close(f) }
+	}')
+	chmod -R a+rX "$work/files" && chmod 711 "$work"
+	cat >"$work/nginx.conf" <<-CONF
+		worker_processes 1; worker_cpu_affinity 01; daemon off; pid $work/nginx.pid; error_log $work/nginx.log;
+		worker_rlimit_nofile $files;
+		events { worker_connections 1024; }
+		http {
+			access_log off; sendfile on; tcp_nodelay on; keepalive_requests 1000000000; default_type application/octet-stream;
+			open_file_cache max=$((files - 2000)) inactive=1h; open_file_cache_valid 1h;
+			client_body_temp_path $work; proxy_temp_path $work; fastcgi_temp_path $work; uwsgi_temp_path $work; scgi_temp_path $work;
+			server { listen ${nginx_url#http://}; root $work/files; }
+		}
+	CONF
+	nginx -c "$work/nginx.conf" -e "$work/nginx.log" >/dev/null 2>&1 &
+	masters+=($!)
+	for ((try = 0; try < 100; try++)); do
+		curl -fsS -o /dev/null "$nginx_url/v1/namespaces/default" 2>/dev/null && return
+		sleep 0.1
+	done
+	fail "nginx does not answer: $(tail -n 3 "$work/nginx.log")"
+}
+
+# ask URL ARGUMENT... has kvmesh bench read from a server, and leaves its report in $work/report.
 ask() {
+	local url=$1
+	shift
 	GOMAXPROCS=1 taskset -c 1 "$work/kvmesh" bench --token-file "$work/token" --no-fill --mix C --keys "$keys" \
-		--connections "$connections" -o json "$@" "$edge_url" >"$work/report" 2>"$work/bench.log" || {
+		--connections "$connections" -o json "$@" "$url" >"$work/report" 2>"$work/bench.log" || {
 		cat "$work/bench.log" "$work/report" >&2
 		fail "kvmesh bench fails"
 	}
@@ -133,7 +184,9 @@ empty=$(live)
 fill bench "$keys" "$size"
 for ((i = 0; i < 20; i++)); do check bench $((RANDOM % keys)) -1 "$size"; done
 
-ask --duration 5s --warmup 2s
+nginx_start
+
+ask "$edge_url" --duration 5s --warmup 2s
 maximum=$(field per_second)
 rate=$(awk -v r="$maximum" 'BEGIN { printf "%.0f", r / 2 }')
 
@@ -150,14 +203,16 @@ rewrite() { # FROM UNTIL: generations, one a second
 }
 warmup=2
 for ((round = 0; round < rounds; round++)); do
-	ask --rate "$rate" --duration "${seconds}s" --warmup "${warmup}s"
+	ask "$edge_url" --rate "$rate" --duration "${seconds}s" --warmup "${warmup}s"
 	field p99 >>"$work/quiet"
 	field unsent >>"$work/unsent"
+	ask "$nginx_url" --rate "$rate" --duration "${seconds}s" --warmup "${warmup}s"
+	field p99 >>"$work/nginx"
 	until=$((generation + seconds + warmup))
 	for ((g = generation; g < until; g++)); do body bench $((g * per)) "$per" "$keys" "$g" "$size" >"$work/generation.$g"; done
 	rewrite "$generation" "$until" &
 	writer=$!
-	ask --rate "$rate" --duration "${seconds}s" --warmup "${warmup}s"
+	ask "$edge_url" --rate "$rate" --duration "${seconds}s" --warmup "${warmup}s"
 	wait "$writer" || fail "the rewriting fails"
 	generation=$until
 	rm -f -- "$work"/generation.*
@@ -179,7 +234,7 @@ fill entry "$entries" "$entry_size"
 after=$(live) holds=$(metric kvmesh_cache_entries) says=$(metric kvmesh_cache_bytes)
 for ((i = 0; i < 50; i++)); do check entry $(((RANDOM * 32768 + RANDOM) % entries)) -1 "$entry_size"; done
 collected=$(grep -c '^gc ' "$work/edge.log" || true)
-ask --rate "$rate" --duration "${seconds}s" --warmup "${warmup}s"
+ask "$edge_url" --rate "$rate" --duration "${seconds}s" --warmup "${warmup}s"
 large=$(field p99)
 for ((i = 0; i < 20; i++)); do live >"$work/live"; done # an idle cache is seldom collected: pauses of 40 more collections
 rss=$(anon)
@@ -189,13 +244,16 @@ pause=$(awk -v from="$collected" '/^gc / && n++ >= from { split($5, t, "+"); pri
 read -r pause99 pausemax pauses <<<"$pause"
 
 read -r quiet quiet_least quiet_most < <(median <"$work/quiet")
+read -r nginx nginx_least nginx_most < <(median <"$work/nginx")
 read -r busy busy_least busy_most < <(median <"$work/busy")
 unsent=$(awk '{ n += $1 } END { print n + 0 }' "$work/unsent")
 row figure measured range aim
 row "maximum, reads a second ($connections connections)" "$(printf %.0f "$maximum")" "" ""
 row "p99 at $rate a second, quiet, ms" "$quiet" "$quiet_least to $quiet_most" "< 1"
 row "p99 while 1 % of the keys change each second, ms" "$busy" "$busy_least to $busy_most" "< 1"
-row "ratio to the quiet one" "$(awk -v a="$busy" -v b="$quiet" 'BEGIN { printf "%.2f", a / b }')" "" "<= 1.2"
+row "p99 of nginx with files, ms" "$nginx" "$nginx_least to $nginx_most" ""
+row "ratio of the busy p99 to the quiet one" "$(awk -v a="$busy" -v b="$quiet" 'BEGIN { printf "%.2f", a / b }')" "" "<= 1.2"
+row "ratio of the quiet p99 to nginx's" "$(awk -v a="$quiet" -v b="$nginx" 'BEGIN { printf "%.2f", a / b }')" "" ""
 row "requests that were due and not sent" "$unsent" "" "0"
 row "entries" "$holds" "" ""
 row "p99 beside them, quiet, ms" "$large" "" "< 1"

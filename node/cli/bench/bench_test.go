@@ -45,19 +45,20 @@ func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	}
 }
 
+// idle is how long the server keeps a connection without a request.
+const idle = 900 * time.Millisecond
+
 // against runs a test in virtual time against a server with one handler.
 func against(t *testing.T, serve http.HandlerFunc, test func(t *testing.T, o Options)) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}
-		srv := &http.Server{Handler: serve}
+		srv := &http.Server{Handler: serve, IdleTimeout: idle}
 		ended := make(chan error, 1)
 		go func() { ended <- srv.Serve(l) }()
-		transport := &http.Transport{DialContext: l.dial, MaxConnsPerHost: 100, MaxIdleConnsPerHost: 100}
 		test(t, Options{
-			URLs: []string{"http://node"}, Path: "/v1/kv/default/", Transport: transport, Workers: 4,
+			URLs: []string{"http://node"}, Path: "/v1/kv/default/", Dial: l.dial, wait: timer, Workers: 4,
 			Load: Load{Reads: 0.5, Keys: 100, Zipf: 0.99, MedianBytes: 288, MaxBytes: 1 << 20, Spread: 1},
 		})
-		transport.CloseIdleConnections()
 		if err := srv.Close(); err != nil {
 			t.Error(err)
 		}
@@ -66,6 +67,15 @@ func against(t *testing.T, serve http.HandlerFunc, test func(t *testing.T, o Opt
 		}
 		time.Sleep(time.Minute) // requests that were given up end
 	})
+}
+
+func newBench(t *testing.T, o Options) *Bench {
+	t.Helper()
+	b, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // A server that stands still for 200 ms of every second is seen as its users see it, a fifth of whom meet a pause; one that
@@ -82,7 +92,7 @@ func TestPausesAreSeen(t *testing.T) {
 			}
 			against(t, serve, func(t *testing.T, o Options) {
 				o.Rate, o.WarmUp, o.During, o.Workers = 200, time.Second, 5*time.Second, 2
-				res, err := New(o).Run(t.Context())
+				res, err := newBench(t, o).Run(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -114,7 +124,7 @@ func TestTooSlow(t *testing.T) {
 	against(t, serve, func(t *testing.T, o Options) {
 		o.Rate, o.During, o.Load.Reads = 100, 10*time.Second, 1
 		begun := time.Now()
-		res, err := New(o).Run(t.Context())
+		res, err := newBench(t, o).Run(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,7 +145,7 @@ func TestMaximum(t *testing.T) {
 	}
 	against(t, serve, func(t *testing.T, o Options) {
 		o.During, o.WarmUp, o.Load.Reads = 10*time.Second, time.Second, 1
-		res, err := New(o).Run(t.Context())
+		res, err := newBench(t, o).Run(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -167,11 +177,11 @@ func TestFillAndFailures(t *testing.T) {
 		}
 	}
 	against(t, serve, func(t *testing.T, o Options) {
-		if err := New(o).Fill(t.Context()); err == nil || !strings.Contains(err.Error(), "unauthorized") {
+		if err := newBench(t, o).Fill(t.Context()); err == nil || !strings.Contains(err.Error(), "unauthorized") {
 			t.Errorf("without a token: %v", err)
 		}
 		o.Token, o.Rate, o.During, o.Load.Zipf = "secret", 400, 5*time.Second, 0
-		b := New(o)
+		b := newBench(t, o)
 		if err := b.Fill(t.Context()); err != nil || b.Stored() != 100 || len(stored) != 100 {
 			t.Fatalf("%d of 100 keys, %d of them stored: %v", len(stored), b.Stored(), err)
 		}
@@ -187,6 +197,27 @@ func TestFillAndFailures(t *testing.T) {
 	})
 }
 
+// Connections that the server has given up meanwhile, or gives up with its answer, are replaced and cost no request.
+func TestConnectionsEnd(t *testing.T) {
+	serve := func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/kv/default/"+keyName(0) {
+			w.Header().Set("Connection", "close")
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+		_, _ = w.Write(make([]byte, 100<<10)) // in chunks
+	}
+	against(t, serve, func(t *testing.T, o Options) {
+		o.Rate, o.During, o.Workers, o.Load.Keys = 1, time.Minute, 1, 2
+		res, err := newBench(t, o).Run(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := res.Ops["read"].Done + res.Ops["write"].Done; n != 60 || len(res.Failed) > 0 || res.Ops["read"].Bytes != res.Ops["read"].Done*100<<10 {
+			t.Errorf("%d answers: %+v", n, res)
+		}
+	})
+}
+
 // An interrupted run tells what it has measured.
 func TestInterrupted(t *testing.T) {
 	serve := func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }
@@ -194,7 +225,7 @@ func TestInterrupted(t *testing.T) {
 		o.Rate, o.During = 100, time.Hour
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
-		res, err := New(o).Run(ctx)
+		res, err := newBench(t, o).Run(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
