@@ -20,6 +20,11 @@ seconds=()
 
 finish() {
 	local rc=$? i
+	if ((rc != 0)) && [[ -s $tmp/tests.log ]]; then # above there are the logs of whole meshes
+		printf '\nwhat failed:\n'
+		grep -aE '^ *--- FAIL|^ +[a-z0-9_]+\.go:[0-9]+: |^panic: |^fatal error: |^WARNING: DATA RACE|^FAIL' "$tmp/tests.log" |
+			grep -av 'the end of the log of' | cut -c 1-600 | tail -n 40 || true
+	fi
 	rm -rf -- "$tmp"
 	[[ -n $current ]] && names+=("$current") seconds+=($((SECONDS - started)))
 	printf '\n%-28s %8s\n' step seconds
@@ -129,10 +134,12 @@ race_tests() {
 		if [[ $dir == */node/e2e ]]; then continue; fi
 		if grep -qs '"testing/synctest"' "$dir"/*_test.go; then virtual+=("$dir"); else real+=("$dir"); fi
 	done < <(go list -f '{{.Dir}}' ./...)
-	go test -race -shuffle=on -timeout=30m "${real[@]}"
-	go test -race -shuffle=on -timeout=30m ./node/e2e
-	go test -race -shuffle=on -timeout=30m -cpu=1 "${virtual[@]}"
+	raced "${real[@]}"
+	raced ./node/e2e
+	raced -cpu=1 "${virtual[@]}"
 }
+
+raced() { go test -race -shuffle=on -timeout=30m "$@" 2>&1 | tee -a "$tmp/tests.log"; }
 
 # nemesis breaks real processes for four minutes. What it does it with is Linux's.
 nemesis() {
