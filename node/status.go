@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -124,11 +125,12 @@ func (n *Node) askControl(ctx context.Context, least kv.Control) (kv.Control, er
 	defer cancel()
 	targets := n.dir.Voters()
 	if leader, _ := n.dir.Leader(); leader != "" {
-		targets = append([]string{leader}, targets...)
+		targets = slices.Insert(slices.DeleteFunc(targets, func(id string) bool { return id == leader }), 0, leader)
 	}
 	args := &wire.ControlArgs{Epoch: least.Epoch, Least: least.Revision}
 	var last error = kv.Errorf(kv.CodeNoLeader, "no voter is known")
-	for _, id := range targets {
+	deadline, _ := ctx.Deadline()
+	for i, id := range targets {
 		if id == n.id.nodeID {
 			c, err := n.ownControl(ctx)
 			if err == nil {
@@ -137,7 +139,10 @@ func (n *Node) askControl(ctx context.Context, least kv.Control) (kv.Control, er
 			last = err
 			continue
 		}
-		reply, err := n.rpc.Call(ctx, id, peer.Call{Method: wire.MethodControl, Args: args, Idempotent: true, MaxReply: maxControl})
+		// One that hangs must leave time for the others.
+		hop, done := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(targets)-i))
+		reply, err := n.rpc.Call(hop, id, peer.Call{Method: wire.MethodControl, Args: args, Idempotent: true, MaxReply: maxControl})
+		done()
 		var c kv.Control
 		if err == nil {
 			c, err = readControl(reply.Body)

@@ -106,6 +106,21 @@ func TestVotersOutOfReach(t *testing.T) {
 	})
 }
 
+// TestUnknownNamespaceWithAHungLeader: who asks for a namespace that a node does not know gets an answer of another voter
+// while the leader hangs and nobody has noticed yet.
+func TestUnknownNamespaceWithAHungLeader(t *testing.T) {
+	t.Parallel()
+	play(t, shape{edges: []int{1, 1}, voters: 3, tune: bigCaches}, nil, func(t *testing.T, s *scene) {
+		time.Sleep(2 * time.Second)
+		s.isolate(s.leader(), true)
+		for _, m := range s.edges() {
+			if a := s.ask(m, "GET", "/v1/kv/nowhere/key", ""); a.status != 404 || !strings.Contains(a.body, string(kv.CodeNamespaceNotFound)) {
+				t.Errorf("at %s: %d %s", m.name, a.status, a.body)
+			}
+		}
+	})
+}
+
 // TestColdEdges restarts the whole mesh, so that all edges are cold at once, and reads every key everywhere: the store
 // is asked about once for each key and region.
 func TestColdEdges(t *testing.T) {
