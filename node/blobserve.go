@@ -63,7 +63,10 @@ func (t *blobTransfer) answer(ctx context.Context, conn blobConn, kind byte, ref
 				return err
 			}
 			level := slog.LevelWarn
-			if kv.CodeOf(err) == kv.CodeDiskFull { // the store has said so once, and every upload would say it again
+			switch {
+			case kv.CodeOf(err) == kv.CodeDiskFull: // the store has said so once, and every upload would say it again
+				level = slog.LevelDebug
+			case errors.Is(err, blob.ErrExists): // the write is committed, and this node has fetched it before the upload came
 				level = slog.LevelDebug
 			}
 			t.log.Log(ctx, level, "a large value could not be stored", "peer", conn.Peer().NodeID, "error", err)
