@@ -165,6 +165,7 @@ func (n *Node) Stop(ctx context.Context) error {
 	at := n.stepOf("http server")
 	n.undo.steps = slices.Insert(n.undo.steps, at, teardownStep{"requests of other nodes", n.dismissPeers})
 	if n.store != nil {
+		n.store.Leaving()
 		n.undo.steps = slices.Insert(n.undo.steps, at+1, teardownStep{"leadership", n.handOver})
 	}
 	return n.undo.run(ctx)

@@ -6,15 +6,19 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"slices"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
 )
 
 // libraryLogger gives the library's log to slog. Only what hashicorp/raft calls does something; levels are slog's business.
 type libraryLogger struct {
-	log  *slog.Logger
-	name string
-	args []any
+	log     *slog.Logger
+	leaving *atomic.Bool // once true, nothing is worth more than a debug line
+	name    string
+	args    []any
 }
 
 var _ hclog.Logger = (*libraryLogger)(nil)
@@ -33,6 +37,12 @@ func level(l hclog.Level) slog.Level {
 }
 
 func (l *libraryLogger) Log(at hclog.Level, msg string, args ...any) {
+	switch {
+	case l.leaving.Load():
+		at = hclog.Debug
+	case at == hclog.Warn && routine(msg, args):
+		at = hclog.Info
+	}
 	if !l.log.Enabled(context.Background(), level(at)) {
 		return
 	}
@@ -48,6 +58,19 @@ func (l *libraryLogger) Log(at hclog.Level, msg string, args ...any) {
 		}
 	}
 	l.log.Log(context.Background(), level(at), msg, plain...)
+}
+
+// routine reports whether a warning of the library says no more than that a voter is new or was away, or that an election
+// begins where no leader was known: every new mesh has some of each.
+func routine(msg string, args []any) bool {
+	switch msg {
+	case "failed to get previous log", "appendEntries rejected, sending older logs":
+		return true
+	case "heartbeat timeout reached, starting election":
+		i := slices.Index(args, any("last-leader-id"))
+		return i >= 0 && i+1 < len(args) && args[i+1] == any(raft.ServerID(""))
+	}
+	return false
 }
 
 func formatted(f hclog.Format) string {
@@ -80,7 +103,7 @@ func (l *libraryLogger) ImpliedArgs() []any { return l.args }
 func (l *libraryLogger) Name() string       { return l.name }
 
 func (l *libraryLogger) With(args ...any) hclog.Logger {
-	return &libraryLogger{log: l.log.With(args...), name: l.name, args: append(l.args[:len(l.args):len(l.args)], args...)}
+	return &libraryLogger{log: l.log.With(args...), leaving: l.leaving, name: l.name, args: append(l.args[:len(l.args):len(l.args)], args...)}
 }
 
 func (l *libraryLogger) Named(name string) hclog.Logger {
@@ -91,7 +114,7 @@ func (l *libraryLogger) Named(name string) hclog.Logger {
 }
 
 func (l *libraryLogger) ResetNamed(name string) hclog.Logger {
-	return &libraryLogger{log: l.log, name: name, args: l.args}
+	return &libraryLogger{log: l.log, leaving: l.leaving, name: name, args: l.args}
 }
 
 func (l *libraryLogger) SetLevel(hclog.Level) {}

@@ -107,6 +107,7 @@ type Store struct {
 	futures group          // calls into the library that cannot be cancelled
 	dead    chan struct{}  // closed when nobody will be answered any more
 	closing sync.Once
+	leaving atomic.Bool // see Leaving
 
 	mu      sync.Mutex    // guards changed
 	changed chan struct{} // closed and replaced when the leader may have changed
@@ -203,7 +204,7 @@ func (s *Store) openRaft(undo *teardown) (err error) {
 	s.cancel = cancel
 	undo.push(func() error { cancel(); s.tasks.Wait(); return nil })
 
-	logger := &libraryLogger{log: s.opts.Logger}
+	logger := &libraryLogger{log: s.opts.Logger, leaving: &s.leaving}
 	s.lineages.superseded = func(err error) {
 		s.streams.closeAll() // for good: this node votes for nobody and leads nobody any more
 		s.fatal(err)
@@ -288,6 +289,10 @@ func (s *Store) fatal(err error) {
 		s.opts.Fatal(err)
 	}
 }
+
+// Leaving says that the node is about to end. What Raft makes of connections that end with it is logged as debug from now on:
+// to whoever stops a node that is no news.
+func (s *Store) Leaving() { s.leaving.Store(true) }
 
 // Close stops taking writes, lets those under way finish for a short while, and stops Raft. When the library does not
 // stop before ctx ends, which happens only while its disk hangs, Close leaves its files open and says so: only the end of

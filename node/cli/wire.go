@@ -178,10 +178,12 @@ func dev(ctx context.Context, o DevOptions, stdio IO) (err error) {
 	}
 	failed := make(chan error, 1)
 	began := time.Now()
+	level := new(slog.LevelVar)
+	level.Set(o.LogLevel)
 	mesh, err := devmesh.Start(devmesh.Shape{
 		Regions: o.Regions, Voters: o.Voters, EdgesPerRegion: o.EdgesPerRegion, FirstPort: o.HTTPPort, PortStep: DevPortStep,
 		DataDir: dir, WAN: o.WAN, StrictLimits: o.StrictLimits, CacheBytes: devCacheBytes, MeshKey: key, Version: Version(),
-		Logger: newLogger(stdio.Err, o.LogLevel, config.LogText),
+		Logger: newLogger(stdio.Err, level, config.LogText),
 		Fatal: func(err error) {
 			select {
 			case failed <- err:
@@ -195,6 +197,9 @@ func dev(ctx context.Context, o DevOptions, stdio IO) (err error) {
 	defer func() {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 		defer cancel()
+		if o.LogLevel == slog.LevelWarn { // that the last voters find nobody to hand over to is no news to who ends them all
+			level.Set(slog.LevelError)
+		}
 		err = errors.Join(err, mesh.Stop(stop))
 	}()
 	ready, cancel := context.WithTimeout(ctx, devReadyTimeout)
@@ -268,7 +273,7 @@ func announce(w io.Writer, o DevOptions, m *devmesh.Mesh, took time.Duration) er
 	return err
 }
 
-func newLogger(w io.Writer, level slog.Level, format config.LogFormat) *slog.Logger {
+func newLogger(w io.Writer, level slog.Leveler, format config.LogFormat) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
 	if format == config.LogJSON {
 		return slog.New(slog.NewJSONHandler(w, o))
