@@ -32,11 +32,13 @@ const (
 // forwarder brings writes to the leader. What comes together while a request is being sent off makes up the next one, and
 // each write has an outcome of its own; nothing waits for more to come, and no timer runs.
 type forwarder struct {
-	call   func(ctx context.Context, node string, c peer.Call) (*peer.Reply, error)
-	epoch  func() kv.Epoch // the newest that this node knows
-	ctx    context.Context // done when the node closes
-	cancel context.CancelFunc
-	wg     sync.WaitGroup // senders and requests
+	call  func(ctx context.Context, node string, c peer.Call) (*peer.Reply, error)
+	epoch func() kv.Epoch // the newest that this node knows
+	// timeout bounds a request, and so the writes in it.
+	timeout time.Duration
+	ctx     context.Context // done when the node closes
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup // senders and requests
 
 	mu    sync.Mutex // guards all below
 	lanes map[string]*lane
@@ -65,8 +67,10 @@ type forwardOutcome struct {
 	err error
 }
 
-func newForwarder(call func(context.Context, string, peer.Call) (*peer.Reply, error), epoch func() kv.Epoch) *forwarder {
-	f := &forwarder{call: call, epoch: epoch, lanes: make(map[string]*lane)}
+func newForwarder(
+	call func(context.Context, string, peer.Call) (*peer.Reply, error), epoch func() kv.Epoch, timeout time.Duration,
+) *forwarder {
+	f := &forwarder{call: call, epoch: epoch, timeout: timeout, lanes: make(map[string]*lane)}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f
 }
@@ -216,7 +220,7 @@ func (f *forwarder) carry(leader string, group []*forwarded) {
 		body = append(binary.BigEndian.AppendUint32(body, uint32(len(w.batch))), w.batch...)
 	}
 	// Not with the callers' contexts: one that goes away must not take the others' writes with it.
-	ctx, cancel := context.WithTimeout(f.ctx, proposeTimeout)
+	ctx, cancel := context.WithTimeout(f.ctx, f.timeout)
 	defer cancel()
 	var res wire.ProposeResult
 	reply, err := f.call(ctx, leader, peer.Call{Method: wire.MethodPropose, Args: &wire.ProposeArgs{Epoch: f.epoch()}, Body: body})

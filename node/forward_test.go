@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"kvmesh/node/peer"
 	"kvmesh/node/wire"
@@ -64,7 +65,7 @@ func forwardPut(key string) []command.Op {
 func TestForward(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &leaderDouble{let: make(chan struct{})}
-		f := newForwarder(l.call, func() kv.Epoch { return firstEpoch })
+		f := newForwarder(l.call, func() kv.Epoch { return firstEpoch }, 10*time.Second)
 		const n = 1000
 		var wg sync.WaitGroup
 		for i := 1; i <= n; i++ {
@@ -116,7 +117,7 @@ func TestForward(t *testing.T) {
 func TestForwardGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &leaderDouble{let: make(chan struct{})}
-		f := newForwarder(l.call, func() kv.Epoch { return firstEpoch })
+		f := newForwarder(l.call, func() kv.Epoch { return firstEpoch }, 10*time.Second)
 		ctx, cancel := context.WithCancel(t.Context())
 		outcomes := make(chan error, 2*forwardInFlight)
 		for i := range forwardInFlight {

@@ -408,9 +408,10 @@ func (n *Node) openService() {
 		panic(err) // only for lengths that SHA-256 cannot give
 	}
 	epoch := func() kv.Epoch { e, _ := n.cache.Position(); return e }
-	forward := newForwarder(n.rpc.Call, epoch)
+	limits := n.opts.writeLimits()
+	forward := newForwarder(n.rpc.Call, epoch, limits.whole)
 	n.undo.push("forwarded writes", func(context.Context) error { forward.close(); return nil })
-	n.proposer = &proposer{self: n.id.nodeID, dir: n.dir, store: n.store, epoch: epoch, forward: forward}
+	n.proposer = &proposer{self: n.id.nodeID, dir: n.dir, store: n.store, epoch: epoch, forward: forward, limits: limits}
 	n.service = &service{
 		cache: n.cache, control: n.control, clock: n.clock, blobs: n.blobs, hints: n.hints, kek: n.kek, dir: n.dir,
 		bulk:     newBulkGate(),

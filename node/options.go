@@ -47,7 +47,8 @@ type Options struct {
 	// Hasty takes snapshots after a few hundred log entries, so that tests reach what takes days elsewhere, and without Patient
 	// the shortest timers of the central store.
 	Hasty bool
-	// Patient keeps a leader for seconds while nothing is heard of it, for tests on a machine that is busy with other things.
+	// Patient keeps a leader for seconds while nothing is heard of it, and gives a write a minute, for tests on a machine that
+	// is busy with other things.
 	Patient bool
 	Version string
 	Logger  *slog.Logger

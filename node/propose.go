@@ -24,13 +24,23 @@ type proposer struct {
 	epoch func() kv.Epoch  // the newest that this node knows
 	// forward brings them there when another node leads.
 	forward *forwarder
+	limits  writeLimits
+}
+
+// writeLimits is how long a write may take.
+type writeLimits struct {
+	whole  time.Duration // over all attempts
+	leader time.Duration // waiting for a leader while a majority of the voters is alive
+}
+
+func (o *Options) writeLimits() writeLimits {
+	if o.Patient {
+		return writeLimits{whole: time.Minute, leader: 30 * time.Second}
+	}
+	return writeLimits{whole: 10 * time.Second, leader: 5 * time.Second}
 }
 
 const (
-	// proposeTimeout bounds one write over all attempts.
-	proposeTimeout = 10 * time.Second
-	// leaderWait is how long a write waits for a leader while a majority of the voters is alive.
-	leaderWait = 5 * time.Second
 	// leaderPoll is how often a waiting write looks for a leader that nobody announced.
 	leaderPoll = 100 * time.Millisecond
 )
@@ -38,9 +48,9 @@ const (
 // propose commits ops as one batch. Errors: CodeNoLeader, CodeNoQuorum and CodeOverloaded say that nothing happened;
 // CodeOutcomeUnknown says that the operations may have been, or may still be, carried out.
 func (p *proposer) propose(ctx context.Context, ops []command.Op) (command.Result, error) {
-	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.limits.whole)
 	defer cancel()
-	giveUp := time.NewTimer(leaderWait)
+	giveUp := time.NewTimer(p.limits.leader)
 	defer giveUp.Stop()
 	var last error
 	for {
