@@ -40,10 +40,8 @@ func (o *Options) writeLimits() writeLimits {
 	return writeLimits{whole: 10 * time.Second, leader: 5 * time.Second}
 }
 
-const (
-	// leaderPoll is how often a waiting write looks for a leader that nobody announced.
-	leaderPoll = 100 * time.Millisecond
-)
+// leaderPoll is how often a waiting write looks for a leader that nobody announced.
+const leaderPoll = 100 * time.Millisecond
 
 // propose commits ops as one batch. Errors: CodeNoLeader, CodeNoQuorum and CodeOverloaded say that nothing happened;
 // CodeOutcomeUnknown says that the operations may have been, or may still be, carried out.

@@ -60,11 +60,11 @@ func (l *libraryLogger) Log(at hclog.Level, msg string, args ...any) {
 	l.log.Log(context.Background(), level(at), msg, plain...)
 }
 
-// routine reports whether a warning of the library says no more than that a voter is new or was away, or that an election
-// begins where no leader was known: every new mesh has some of each.
+// routine reports whether a warning of the library says no more than that a voter is new, not yet in a mesh, or was away, or that
+// an election begins where no leader was known: every new mesh has some of each.
 func routine(msg string, args []any) bool {
 	switch msg {
-	case "failed to get previous log", "appendEntries rejected, sending older logs":
+	case "no known peers, aborting election", "failed to get previous log", "appendEntries rejected, sending older logs":
 		return true
 	case "heartbeat timeout reached, starting election":
 		i := slices.Index(args, any("last-leader-id"))

@@ -24,6 +24,7 @@ func TestLibraryLevels(t *testing.T) {
 		leave bool
 	}{
 		{at: hclog.Warn, msg: "failed to contact", args: []any{"server-id", "b"}, want: "WARN"},
+		{at: hclog.Warn, msg: "no known peers, aborting election", want: "INFO"},
 		{at: hclog.Warn, msg: "failed to get previous log", args: []any{"previous-index", 1}, want: "INFO"},
 		{at: hclog.Warn, msg: "heartbeat timeout reached, starting election", args: []any{"last-leader-id", raft.ServerID("b")}, want: "WARN"},
 		{at: hclog.Warn, msg: "heartbeat timeout reached, starting election", args: []any{"last-leader-id", raft.ServerID("")}, want: "INFO"},
